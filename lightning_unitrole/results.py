@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
+NO_ROLE = 255
+"""Stands in ``roles`` for a class of which one split has no image."""
 
 
 class UnitRole(IntEnum):
@@ -142,7 +144,8 @@ class LayerReport:
         map_size: height and width of its maps.
         train: measured on training images.
         val: measured on validation images.
-        roles: ``[C, U]`` uint8, a :class:`UnitRole` for each class and unit; empty ``[0, U]`` without ablation.
+        roles: ``[C, U]`` uint8, a :class:`UnitRole` for each class and unit, ``NO_ROLE`` for a class without images on
+            both sides; empty ``[0, U]`` without ablation.
         summary: ``[U]`` uint8, the role a unit has in most classes; ties go to the larger :class:`UnitRole`, that is
             to the more useful one. Empty ``[0]`` without ablation.
     """
@@ -166,10 +169,11 @@ class LayerReport:
 
     @property
     def role_shares(self) -> dict[UnitRole, float]:
-        """Share of each role among all (class, unit) pairs; empty without ablation."""
-        if self.roles.numel() == 0:
+        """Share of each role among the (class, unit) pairs that have one; empty without ablation."""
+        known = self.roles[self.roles != NO_ROLE]
+        if known.numel() == 0:
             return {}
-        return {role: float((self.roles == role).double().mean()) for role in UnitRole}
+        return {role: float((known == role).double().mean()) for role in UnitRole}
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,7 @@ class UnitReport:
     def table(self) -> str:
         """A compact text table, one row a layer: entropy, selective rate, role shares in percent, ranking gap."""
         header = ("layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", "gap")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for layer in self.layers.values():
             shares = layer.role_shares
             roles = [
@@ -280,7 +284,8 @@ def _rows(report: UnitReport) -> Iterator[dict[str, Any]]:
                     measured: SplitReport = getattr(layer, split)
                     for measure in ("entropy", "selective_rate", "ineffectiveness", "score"):
                         row[f"{measure}_{split}"] = float(getattr(measured, measure)[klass, unit])
-                row["role"] = UnitRole(int(layer.roles[klass, unit])).name if layer.roles.numel() else None
+                role = int(layer.roles[klass, unit]) if layer.roles.numel() else NO_ROLE
+                row["role"] = None if role == NO_ROLE else UnitRole(role).name
                 yield row
 
 
