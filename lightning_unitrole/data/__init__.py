@@ -1,0 +1,1 @@
+"""Images by class, out of whatever users train on."""

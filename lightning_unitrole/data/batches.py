@@ -1,0 +1,132 @@
+"""Taking batches apart: inputs, targets, and the group of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from lightning_unitrole.errors import DataError
+
+BatchFn = Callable[[Any], tuple[Any, Any]]
+GroupFn = Callable[[Any], Tensor]
+
+_INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "img", "x", "data")
+_TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class")
+
+
+def split_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Any, Any]:
+    """Inputs and targets of a batch: the first two entries of a tuple or list, or the usual keys of a dict.
+
+    Args:
+        batch: what a data loader yields.
+        batch_fn: takes the batch apart instead.
+
+    Raises:
+        DataError: if the batch has no recognisable targets; the message says what was found.
+    """
+    advice = "Pass batch_fn=, a function from a batch to (inputs, targets)."
+    if batch_fn is not None:
+        pair = batch_fn(batch)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise DataError(f"batch_fn returned {describe(pair)}; expected a pair (inputs, targets).")
+        return pair[0], pair[1]
+    if isinstance(batch, Mapping):
+        inputs = [key for key in _INPUT_KEYS if key in batch]
+        targets = [key for key in _TARGET_KEYS if key in batch]
+        if not inputs or not targets:
+            raise DataError(
+                f"A batch is a dict with keys {', '.join(map(repr, batch))}; expected one of {', '.join(_INPUT_KEYS)} "
+                f"for the inputs and one of {', '.join(_TARGET_KEYS)} for the labels. {advice}"
+            )
+        return batch[inputs[0]], batch[targets[0]]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1]
+    raise DataError(f"A batch is {describe(batch)}, which has no labels; expected (inputs, targets). {advice}")
+
+
+def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: GroupFn | None = None) -> Tensor:
+    """Group of each image of a batch: its label, or what ``group_fn`` makes of it.
+
+    Args:
+        targets: the batch's targets; without ``group_fn``, ``[B]`` class indices.
+        batch_size: number ``B`` of images in the batch.
+        num_groups: number of classes or groups.
+        group_fn: function from targets to ``[B]`` group indices.
+
+    Returns:
+        ``[B]`` int64.
+
+    Raises:
+        DataError: if there are not exactly ``B`` integers from 0 to ``num_groups - 1``.
+    """
+    groups = targets if group_fn is None else group_fn(targets)
+    name = "targets" if group_fn is None else "group_fn(targets)"
+    advice = "" if group_fn else " Pass group_fn= if images are to be grouped by something other than one label each."
+    if not isinstance(groups, Tensor):
+        groups = torch.as_tensor(groups)
+    if groups.is_floating_point() or groups.ndim != 1:
+        raise DataError(f"{name} is {describe(groups)}; expected [B] integers, one class index for each image.{advice}")
+    if len(groups) != batch_size:
+        raise DataError(f"{name} has {len(groups)} entries for a batch of {batch_size} images; expected one each.")
+    if groups.device.type == "cpu" and len(groups) and not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
+        raise DataError(
+            f"{name} holds labels from {int(groups.min())} to {int(groups.max())}; expected 0 to {num_groups - 1}, as "
+            f"the model tells {num_groups} classes apart. Pass num_classes= if that number is wrong."
+        )
+    return groups.long()
+
+
+def single_group(targets: Any) -> Tensor:
+    """A ``group_fn`` that puts all images into one group, for when classes do not matter."""
+    size = len(targets) if not isinstance(targets, Mapping) else len(next(iter(targets.values())))
+    return torch.zeros(size, dtype=torch.int64)
+
+
+def first_of_each(groups: Tensor, seen: Tensor, quota: Tensor) -> Tensor:
+    """Which images of a batch are among the first ``quota`` of their group.
+
+    Args:
+        groups: ``[B]`` int64 group indices.
+        seen: ``[C]`` int64, images of each group in earlier batches; the batch's are added in place.
+        quota: ``[C]`` int64, images wanted of each group.
+
+    Returns:
+        ``[B]`` bool. Nothing here waits for the device.
+
+    Example:
+        >>> seen = torch.tensor([1, 0])
+        >>> first_of_each(torch.tensor([0, 0, 1, 0]), seen, quota=torch.tensor([2, 9])).tolist()
+        [True, False, True, False]
+        >>> seen.tolist()
+        [4, 1]
+    """
+    membership = groups.unsqueeze(1) == torch.arange(len(quota), device=groups.device)
+    position = (membership.cumsum(0) + seen).gather(1, groups.unsqueeze(1)).squeeze(1)
+    seen += membership.sum(0)
+    return position <= quota[groups]
+
+
+def count_images(inputs: Any) -> int:
+    """Length of the first dimension of the first tensor in ``inputs``.
+
+    Raises:
+        DataError: if there is no tensor in it.
+    """
+    sizes: list[int] = []
+    apply_to_collection(inputs, Tensor, lambda values: sizes.append(len(values)))
+    if not sizes:
+        raise DataError(f"The inputs of a batch are {describe(inputs)}, which holds no tensor. Pass batch_fn=.")
+    return sizes[0]
+
+
+def describe(value: Any) -> str:
+    """What a value is, for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
