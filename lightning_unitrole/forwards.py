@@ -1,0 +1,132 @@
+"""Running the forward pass of a model without leaving a trace, and reading what goes in and comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluate ``model`` inside this context and find everything as it was after it.
+
+    Inside: every module in evaluation mode, no gradients, compiled code bypassed. After it, also when an error leaves
+    it: modes, buffers, and the random states of Python, of the CPU and of the model's CUDA devices are restored.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    python_state = random.getstate()
+    # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
+    with eager(model), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            random.setstate(python_state)
+            for module, training in modes:
+                module.training = training
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Bypass ``torch.compile`` inside this context: compiled code does not run hooks that were added later."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
+        yield
+        return
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            attributes = vars(module)
+            for name, value in list(attributes.items()):
+                if name == "_compiled_call_impl" and value is not None:
+                    original = None
+                elif callable(value) and hasattr(value, "_torchdynamo_orig_callable"):
+                    original = value._torchdynamo_orig_callable
+                else:
+                    continue
+                replaced.append((attributes, name, value))
+                attributes[name] = original
+        yield
+    finally:
+        for attributes, name, value in replaced:
+            attributes[name] = value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, slice):
+        yield from tensors_in((value.start, value.stop, value.step))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nested structure with ``change`` applied to every tensor; a part without tensors is handed back."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if next(tensors_in(value), None) is None:
+        return value
+    if isinstance(value, tuple):
+        items = [map_tensors(item, change) for item in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return tuple(items) if type(value) is tuple else type(value)(items)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if isinstance(value, Mapping):
+        changed: Any = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_tensors(item, change)
+        return changed
+    if isinstance(value, slice):
+        return slice(*(map_tensors(part, change) for part in (value.start, value.stop, value.step)))
+    fields = {field.name: map_tensors(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+    return dataclasses.replace(value, **fields)
+
+
+def batch_size(inputs: Any) -> int | None:
+    """Number of rows of the first tensor in ``inputs``; ``None`` when it holds none."""
+    first = next((tensor for tensor in tensors_in(inputs) if tensor.dim() > 0), None)
+    return None if first is None else first.shape[0]
+
+
+def take_rows(inputs: Any, rows: Tensor) -> Any:
+    """``inputs`` with ``rows`` taken from every tensor that has the batch as its first dimension."""
+    size = batch_size(inputs)
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.dim() > 0 and tensor.shape[0] == size else tensor
+
+    return map_tensors(inputs, take)
+
+
+def function_name(function: Any) -> str:
+    """Name under which a function that a ``TorchFunctionMode`` sees is counted."""
+    return str(getattr(function, "__name__", function))
