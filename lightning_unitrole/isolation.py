@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace: random states and the mode of every module stay as they were."""
+"""Reading data without leaving a trace in any random state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
 
 
 @contextmanager
@@ -29,20 +28,3 @@ def preserve_rng(*, devices: bool = True) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         np.random.set_state(numpy)  # noqa: NPY002
         random.setstate(python)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of ``model`` in evaluation mode, and afterwards each in the mode it was in.
-
-    Flags are set directly: ``nn.Module.train`` may be overridden, and restoring through it would lose modules that were
-    frozen one by one.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -90,7 +90,7 @@ def first_of_each(groups: Tensor, seen: Tensor, quota: Tensor) -> Tensor:
     """Which images of a batch are among the first ``quota`` of their group.
 
     Args:
-        groups: ``[B]`` int64 group indices.
+        groups: ``[B]`` int64 group indices; images with an index that is none of ``C`` groups are never chosen.
         seen: ``[C]`` int64, images of each group in earlier batches; the batch's are added in place.
         quota: ``[C]`` int64, images wanted of each group.
 
@@ -99,15 +99,16 @@ def first_of_each(groups: Tensor, seen: Tensor, quota: Tensor) -> Tensor:
 
     Example:
         >>> seen = torch.tensor([1, 0])
-        >>> first_of_each(torch.tensor([0, 0, 1, 0]), seen, quota=torch.tensor([2, 9])).tolist()
-        [True, False, True, False]
+        >>> first_of_each(torch.tensor([0, 0, 1, -1, 0]), seen, quota=torch.tensor([2, 9])).tolist()
+        [True, False, True, False, False]
         >>> seen.tolist()
         [4, 1]
     """
+    known = groups.clamp(0, len(quota) - 1)
     membership = groups.unsqueeze(1) == torch.arange(len(quota), device=groups.device)
-    position = (membership.cumsum(0) + seen).gather(1, groups.unsqueeze(1)).squeeze(1)
+    position = (membership.cumsum(0) + seen).gather(1, known.unsqueeze(1)).squeeze(1)
     seen += membership.sum(0)
-    return position <= quota[groups]
+    return (position <= quota[known]) & (known == groups)
 
 
 def count_images(inputs: Any) -> int:

@@ -70,15 +70,20 @@ def has_indices(loader: Any) -> bool:
     )
 
 
-def is_sequential(loader: Any) -> bool:
-    """Whether a loader yields its dataset from beginning to end, as a whole or dealt out to processes."""
+def is_sequential(loader: Any, *, shards: int = 1) -> bool:
+    """Whether ``shards`` processes together see the dataset from beginning to end, image ``i`` in process ``i % shards``."""
     if not has_indices(loader) or type(loader.batch_sampler) is not BatchSampler:
         return False
     sampler = loader.batch_sampler.sampler
     if isinstance(sampler, DistributedSampler):
-        inner = getattr(sampler.dataset, "_sampler", None)
-        return not sampler.shuffle and (inner is None or isinstance(inner, SequentialSampler))
-    return isinstance(sampler, SequentialSampler)
+        return not sampler.shuffle and sampler.num_replicas == shards and _wrapped(sampler) in (None, SequentialSampler)
+    return shards == 1 and isinstance(sampler, SequentialSampler)
+
+
+def _wrapped(sampler: DistributedSampler[Any]) -> type | None:
+    """Kind of the user's own sampler, which Lightning deals out to processes as if it were a dataset."""
+    inner = getattr(sampler.dataset, "_sampler", None)
+    return None if inner is None else type(inner)
 
 
 def sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
@@ -86,7 +91,6 @@ def sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
     everything = range(len(loader.dataset))  # type: ignore[arg-type]
     sampler: Any = loader.batch_sampler if type(loader.batch_sampler) is not BatchSampler else loader.sampler
     if isinstance(sampler, DistributedSampler):
-        # Lightning deals out a user's own sampler to the processes by wrapping it in this way.
         sampler = getattr(sampler.dataset, "_sampler", None)
     if sampler is None or isinstance(sampler, (SequentialSampler, RandomSampler)):
         return everything

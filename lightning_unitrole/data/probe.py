@@ -27,20 +27,20 @@ _CACHE_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Some images of a probe: inputs and targets as the model takes them, and ``groups`` ``[B]`` int64 on the CPU."""
+    """Some images of a probe: the batch as the source collates it, and ``groups`` ``[B]`` int64 on the CPU."""
 
-    inputs: Any
-    targets: Any
+    batch: Any
     groups: Tensor
 
     def select(self, rows: Tensor) -> ProbeBatch:
         """The images at ``rows``."""
+        size = len(self.groups)
 
         def pick(values: Tensor) -> Tensor:
-            return values[rows.to(values.device)]
+            per_image = values.ndim > 0 and len(values) == size
+            return values[rows.to(values.device)] if per_image else values
 
-        inputs, targets = apply_to_collection((self.inputs, self.targets), Tensor, pick)
-        return ProbeBatch(inputs, targets, self.groups[rows])
+        return ProbeBatch(apply_to_collection(self.batch, Tensor, pick), self.groups[rows])
 
 
 class Probe:
@@ -152,7 +152,7 @@ class Probe:
     def _grouped(self, batch: Any) -> ProbeBatch:
         inputs, targets = split_batch(batch, self.batch_fn)
         groups = batch_groups(targets, count_images(inputs), self.num_groups, self.group_fn)
-        return ProbeBatch(inputs, targets, groups.cpu())
+        return ProbeBatch(batch, groups.cpu())
 
     def _select_from_stream(self, quota: Tensor, *, shard: int, shards: int) -> Iterator[ProbeBatch]:
         seen = torch.zeros_like(quota)
@@ -210,7 +210,5 @@ class Probe:
 
 def _num_bytes(batch: ProbeBatch) -> int:
     sizes: list[int] = []
-    apply_to_collection(
-        (batch.inputs, batch.targets), Tensor, lambda values: sizes.append(values.numel() * values.element_size())
-    )
+    apply_to_collection(batch.batch, Tensor, lambda values: sizes.append(values.numel() * values.element_size()))
     return sum(sizes)

@@ -1,0 +1,123 @@
+"""Pictures of a report. Matplotlib is loaded when the first one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, told apart by colour-blind readers too.
+ROLE_COLORS = {
+    UnitRole.BOTH: "#0072B2",
+    UnitRole.TRAIN_ONLY: "#E69F00",
+    UnitRole.VAL_ONLY: "#56B4E9",
+    UnitRole.NEITHER: "#BBBBBB",
+}
+ROLE_LABELS = {
+    UnitRole.BOTH: "both",
+    UnitRole.TRAIN_ONLY: "training only",
+    UnitRole.VAL_ONLY: "validation only",
+    UnitRole.NEITHER: "neither",
+}
+_NO_ROLE_COLOR = "#FFFFFF"
+_LEAST, _MOST, _RANDOM = "#009E73", "#D55E00", "#999999"
+
+
+def ablation_figure(layer: LayerReport) -> Figure:
+    """The ablation curves of a layer, least and most effective first, on training and on validation images.
+
+    Turning points are marked on the least-first curves; the shaded area is the ranking gap.
+    """
+    figure = _figure(width=8.0, height=3.4)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, (title, split) in zip(axes, (("training", layer.train), ("validation", layer.val)), strict=True):
+        least, most = split.curves["least_first"], split.curves["most_first"]
+        _shade_gap(axis, least, most)
+        for name, curve, color in (
+            ("least effective first", least, _LEAST),
+            ("most effective first", most, _MOST),
+            ("random order", split.curves.get("random"), _RANDOM),
+        ):
+            if curve is not None:
+                axis.plot(curve.ablated, curve.accuracy, color=color, label=name, linewidth=1.8)
+        turn = least.turning_point
+        at = float(least.accuracy[least.ablated == turn][0])
+        axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
+        axis.axvline(turn, color=_LEAST, linestyle=":", linewidth=1)
+        axis.annotate(f"turning point {turn}", (turn, at), xytext=(4, 6), textcoords="offset points", fontsize=8)
+        axis.set_title(f"{title} images, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
+        axis.set_xlabel(f"units switched off, of {layer.num_units}")
+        axis.set_ylim(-0.03, 1.08)
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    figure.suptitle(layer.name, fontsize=11)
+    return figure
+
+
+def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
+    """The role of every unit for every class, as an image: one row a class, one column a unit.
+
+    Units are sorted by how many classes they serve on validation images, so that the picture shows shares.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    serves = (layer.roles == UnitRole.BOTH).sum(0) * 1000 + (layer.roles == UnitRole.VAL_ONLY).sum(0)
+    columns = serves.argsort(descending=True, stable=True)
+    roles = layer.roles[:, columns].clone()
+    roles[roles == NO_ROLE] = len(UnitRole)
+    classes = len(class_names)
+    figure = _figure(width=8.0, height=1.3 + 0.22 * min(max(classes, 4), 40))
+    axis = figure.subplots()
+    colors = [ROLE_COLORS[role] for role in UnitRole]
+    axis.imshow(
+        roles.numpy(),
+        cmap=ListedColormap([*colors, _NO_ROLE_COLOR]),
+        vmin=-0.5,
+        vmax=len(UnitRole) + 0.5,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    if classes <= 40:
+        axis.set_yticks(range(classes), [str(name) for name in class_names], fontsize=8)
+    axis.set_ylabel("class")
+    axis.set_xlabel("units, from those effective for most classes to those effective for fewest")
+    shares = layer.role_shares
+    handles = [
+        Patch(color=ROLE_COLORS[role], label=f"{ROLE_LABELS[role]} {100 * shares.get(role, 0):.0f} %")
+        for role in (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
+    ]
+    axis.legend(handles=handles, ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.suptitle(layer.name, fontsize=11)
+    return figure
+
+
+def _shade_gap(axis: Axes, least: AblationCurve, most: AblationCurve) -> None:
+    ablated = np.union1d(least.ablated, most.ablated)
+    axis.fill_between(
+        ablated,
+        np.interp(ablated, least.ablated, least.accuracy),
+        np.interp(ablated, most.ablated, most.accuracy),
+        color="#DDDDDD",
+        linewidth=0,
+    )
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    # A Figure made without pyplot needs no display and leaves the user's own backend and open figures alone.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def histogram_values(values: torch.Tensor) -> torch.Tensor:
+    """The finite values of a tensor, flat."""
+    return values[values.isfinite()].flatten()

@@ -1,0 +1,120 @@
+"""Recording a validation loop as its batches pass, without a forward of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_unitrole.analysis import UnitAnalysis
+from lightning_unitrole.data.batches import batch_groups, count_images, first_of_each, split_batch
+from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.units import UnitLayer, UnitTap
+
+_CHECK_EVERY = 16
+"""Batches between two looks at whether every class is full; on a GPU each look waits for the device."""
+
+
+class LiveRecording:
+    """Taps the maps of a model while somebody else runs it over a data loader from beginning to end.
+
+    Of each class only the first images of the dataset are recorded, the same ones whatever the number of processes.
+
+    Args:
+        analysis: the analysis whose layers are tapped.
+        quota: ``[C]`` int64, images to record of each class.
+        loader: the loader, of which process ``i`` of ``n`` sees the images ``i``, ``i + n``, and so on.
+
+    Attributes:
+        recorders: what was recorded, by layer.
+    """
+
+    def __init__(self, analysis: UnitAnalysis, quota: Tensor, loader: DataLoader[Any]) -> None:
+        self.analysis, self.loader = analysis, loader
+        self.recorders = analysis.recorders()
+        device = analysis.runtime.device
+        with torch.inference_mode(False):
+            self._quota = quota.to(device)
+            self._seen = torch.zeros_like(self._quota)
+            self._unknown = torch.zeros((), dtype=torch.int64, device=device)
+        self._chosen: list[Tensor] = []
+        self._groups: Tensor | None = None
+        self._tapped: set[str] = set()
+        self._position = 0
+        self._batches = 0
+        self._stopped = False
+        self._tap = UnitTap(analysis.model, analysis.layers, self._take)
+        self._tap.attach()
+
+    def expect(self, batch: Any) -> None:
+        """Say that a batch is coming; None for one that is not to be recorded.
+
+        Raises:
+            DataError: if the batch has no usable labels.
+        """
+        self._groups = None
+        if batch is None or self._stopped:
+            return
+        settings, runtime = self.analysis.settings, self.analysis.runtime
+        inputs, targets = split_batch(batch, settings.batch_fn)
+        groups = batch_groups(targets, count_images(inputs), self.analysis.num_classes, settings.group_fn)
+        every = runtime.gather(groups.to(runtime.device)).T.flatten()
+        index = self._position + torch.arange(len(every), device=every.device)
+        # Where processes share a dataset unevenly, its first images are dealt out again to fill the last batch.
+        every = torch.where(index < len(self.loader.dataset), every, -1)  # type: ignore[arg-type]
+        self._unknown += (every >= self.analysis.num_classes).sum()
+        chosen = torch.where(first_of_each(every, self._seen, self._quota), every, -1)
+        self._chosen.append(chosen)
+        self._position += len(every)
+        self._groups = chosen[runtime.shard :: runtime.shards]
+        self._tapped.clear()
+        self._tap.reset()
+        self._batches += 1
+        if runtime.device.type == "cpu" or self._batches % _CHECK_EVERY == 0:
+            self._detach_when_full()
+
+    def stop(self) -> None:
+        """Remove every hook. Safe to call at any time, and more than once."""
+        self._stopped = True
+        self._tap.remove()
+        self._groups = None
+
+    def hand_over(self, probe: Probe) -> None:
+        """Tell a probe of the same dataset which images were recorded.
+
+        Raises:
+            DataError: if a layer saw no maps, or labels were out of range.
+        """
+        if int(self._unknown):
+            raise DataError(
+                f"{int(self._unknown)} validation labels are above {self.analysis.num_classes - 1}, but the model tells "
+                f"{self.analysis.num_classes} classes apart. Pass num_classes= if that number is wrong."
+            )
+        chosen = torch.cat(self._chosen).cpu() if self._chosen else torch.empty(0, dtype=torch.int64)
+        indices = (chosen >= 0).nonzero().flatten()
+        probe.remember(indices, chosen[indices])
+        for name, recorder in self.recorders.items():
+            if len(indices) and not self.analysis.runtime.total(recorder.images).any():
+                raise DataError(
+                    f"Layer {name!r} produced no maps in this validation run. Does validation_step run the model, and not "
+                    "a copy of it?"
+                )
+
+    def _take(self, layer: UnitLayer, maps: Tensor) -> None:
+        if self._groups is None or layer.name in self._tapped:
+            return
+        if len(maps) != len(self._groups):
+            raise DataError(
+                f"Layer {layer.name!r} produced maps for {len(maps)} images in a batch of {len(self._groups)}; expected "
+                "one map of each unit for each image."
+            )
+        self._tapped.add(layer.name)
+        self.recorders[layer.name].update(maps, self._groups)
+
+    def _detach_when_full(self) -> None:
+        # The quota counts the batch that is coming, so the hooks may go only with the next one.
+        if self._groups is not None and not bool((self._groups >= 0).any()) and bool((self._seen >= self._quota).all()):
+            self.stop()
