@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,27 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_unitrole.isolation import preserve_rng
+
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate ``model`` inside this context and find everything as it was after it.
 
-    Inside: every module in evaluation mode, no gradients, compiled code bypassed. After it, also when an error leaves
-    it: modes, buffers, and the random states of Python, of the CPU and of the model's CUDA devices are restored.
+    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed. After it, also
+    when an error leaves it: modes, buffers and random states are restored.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    tensors = [*model.parameters(), *model.buffers()]
-    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
-    python_state = random.getstate()
     # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
-    with eager(model), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with eager(model), torch.inference_mode(False), torch.no_grad(), preserve_rng():
         try:
+            # Flags are set directly: a module may override `train`, and single modules may have been frozen.
             for module, _ in modes:
                 module.training = False
             yield
         finally:
-            random.setstate(python_state)
             for module, training in modes:
                 module.training = training
             for buffer, value in buffers:

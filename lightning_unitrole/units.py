@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -276,7 +276,7 @@ class UnitTap:
             self._calls[name] += 1
             wanted = {(layer.tap.function, layer.tap.occurrence): layer for layer in inside if layer.tap.call == call}
             if wanted:
-                self._modes.append(_FunctionTap(module, wanted, self._tapped))
+                self._modes.append(_FunctionTap(module, wanted, self._replaced))
                 self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
 
         return enter
@@ -289,10 +289,23 @@ class UnitTap:
             if self._modes and self._modes[-1].module is module:
                 self._modes.pop().leave()
             layer = returned.get((self._calls[name] - 1) % calls)
-            # An output of None means that the forward pass of the module failed.
-            return None if layer is None or output is None else self._tapped(layer, output)
+            if layer is None or output is None:  # None: the forward pass of the module failed
+                return None
+            return self._replaced(layer, output, args)
 
         return leave
+
+    def _replaced(self, layer: UnitLayer, maps: Any, operands: Any) -> Tensor | None:
+        """What takes the place of ``maps``, the result of a call with ``operands``."""
+        replacement = self._tapped(layer, maps)
+        if (
+            replacement is None
+            or torch.is_grad_enabled()
+            or not any(maps is operand for operand in tensors_in(operands))
+        ):
+            return replacement
+        # The caller may ignore the result of an in-place call and go on with the operand.
+        return cast("Tensor", maps.copy_(replacement))
 
     def _tapped(self, layer: UnitLayer, maps: Any) -> Tensor | None:
         shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
@@ -312,12 +325,12 @@ class _FunctionTap(TorchFunctionMode):
         self,
         module: nn.Module,
         wanted: Mapping[tuple[str | None, int], UnitLayer],
-        tapped: Callable[[UnitLayer, Any], Tensor | None],
+        replaced: Callable[[UnitLayer, Any, Any], Tensor | None],
     ) -> None:
         super().__init__()
         self.module = module
         self.wanted = wanted
-        self.tapped = tapped
+        self.replaced = replaced
         self.names = {name for name, _ in wanted}
         self.counts: Counter[str] = Counter()
         self.active = True
@@ -337,12 +350,5 @@ class _FunctionTap(TorchFunctionMode):
             return result
         layer = self.wanted.get((name, self.counts[name]))
         self.counts[name] += 1
-        if layer is None:
-            return result
-        replacement = self.tapped(layer, result)
-        if replacement is None:
-            return result
-        if not torch.is_grad_enabled() and any(result is operand for operand in tensors_in(args)):
-            # The result of an in-place call may be ignored by the caller, who goes on with the operand.
-            return result.copy_(replacement)
-        return replacement
+        replacement = None if layer is None else self.replaced(layer, result, args)
+        return result if replacement is None else replacement
