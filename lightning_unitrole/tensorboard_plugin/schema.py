@@ -1,0 +1,53 @@
+"""Names that the writer of the logs and the reader in the plugin share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+PLUGIN_NAME = "unit_roles"
+TAB_NAME = "Unit roles"
+FORMAT_VERSION = 1
+
+OVERVIEW_TAG = f"{PLUGIN_NAME}/overview"
+
+REMOVED = 254
+"""Role code of a unit that pruning has taken out of the layer."""
+NO_ROLE = 255
+"""Role code of a unit that no role is known of."""
+
+ROLES = (
+    {"code": 3, "name": "BOTH", "label": "Both", "meaning": "effective on training and on validation images"},
+    {"code": 1, "name": "TRAIN_ONLY", "label": "Train only", "meaning": "effective on training images alone"},
+    {"code": 2, "name": "VAL_ONLY", "label": "Val only", "meaning": "effective on validation images alone"},
+    {"code": 0, "name": "NEITHER", "label": "Neither", "meaning": "effective on neither"},
+    {"code": REMOVED, "name": "REMOVED", "label": "Removed", "meaning": "pruned away"},
+    {"code": NO_ROLE, "name": "NO_ROLE", "label": "No role", "meaning": "not known: no ablation, or no images"},
+)
+
+OVERVIEW_COLUMNS = (
+    "present",  # units that are still there
+    "units_both",  # how many of them have this role in most classes
+    "units_train_only",
+    "units_val_only",
+    "units_neither",
+    "pairs_both",  # share of the (class, unit) pairs with this role
+    "pairs_train_only",
+    "pairs_val_only",
+    "pairs_neither",
+    "changed",  # share of the units whose role differs from that of the report before
+    "entropy_q25",  # nats, over the units, validation images
+    "entropy_q50",
+    "entropy_q75",
+    "selective_rate",  # mean over the units, validation images
+    "ranking_gap",
+    "random_gap",
+    "turning_train",  # turning points as a share of the units that are present
+    "turning_val",
+)
+"""What each layer's row in the overview holds; NaN where not known."""
+
+MEASURES = ("entropy_val", "entropy_train", "selective_val", "selective_train", "useful")
+"""Float16 measures of each unit that a layer's state holds, each a mean over the classes."""
+
+
+def layer_tag(layer: str, part: str) -> str:
+    """Tag of one part (``state``, ``classes`` or ``curves``) of one layer's data."""
+    return f"{PLUGIN_NAME}/{layer}/{part}"

@@ -1,0 +1,346 @@
+"""From a :class:`~lightning_unitrole.results.UnitReport` to the compact tensors that the "Unit roles" tab reads.
+
+Each report becomes one TensorBoard event at one step:
+
+* ``unit_roles/overview``: a ``[layers, columns]`` float32 table, see :data:`~.schema.OVERVIEW_COLUMNS`;
+* ``unit_roles/<layer>/state``: role over all classes (uint8), rank (uint16) and the float16 measures of each unit;
+* ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
+* ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
+
+Every tensor is a container (:mod:`.packing`) that names its epoch, so that a step can be told without its neighbours.
+Units keep the index they had in the first report of the run, whatever is pruned later.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.results import SPLITS, AblationCurve, LayerReport, SplitReport, UnitReport, UnitRole
+from lightning_unitrole.tensorboard_plugin.packing import Array, pack
+from lightning_unitrole.tensorboard_plugin.schema import (
+    FORMAT_VERSION,
+    MEASURES,
+    NO_ROLE,
+    OVERVIEW_COLUMNS,
+    OVERVIEW_TAG,
+    PLUGIN_NAME,
+    REMOVED,
+    ROLES,
+    layer_tag,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+MAX_CLASSES = 20
+"""Per-class roles are logged for at most so many classes: a log of 1,000 of them would be 50 times as large."""
+
+
+@dataclass(frozen=True)
+class PluginState:
+    """What the first report of a run fixed, and what the next one is compared with.
+
+    Attributes:
+        layers: names of the layers, in the order in which the tab shows them.
+        units: for each layer, its number of units in the first report.
+        classes: indices of the classes whose roles are logged one by one.
+        class_names: names of these classes.
+        num_classes: number of all classes.
+        criterion: name of the criterion that ranked the units.
+        step: step of the last report; the next one needs a larger step.
+        roles: for each layer, ``[units]`` role codes of the last report.
+        left_out: layers that turned up later and are not logged, see :func:`write_report`.
+    """
+
+    layers: tuple[str, ...]
+    units: Mapping[str, int]
+    map_sizes: Mapping[str, tuple[int, int]]
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    num_classes: int
+    criterion: str
+    step: int = -1
+    roles: Mapping[str, Array] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+
+
+def write_report(
+    writer: SummaryWriter,
+    report: UnitReport,
+    *,
+    step: int,
+    known: PluginState | None = None,
+    kept: Mapping[str, Sequence[int] | Tensor] | None = None,
+    original_units: Mapping[str, int] | None = None,
+    max_classes: int = MAX_CLASSES,
+) -> PluginState:
+    """Log one report for the "Unit roles" tab and flush, so that a running TensorBoard sees it.
+
+    Args:
+        writer: where to log; a logger's ``experiment`` on rank zero.
+        report: the report.
+        step: step at which to log it. Steps must grow; a report at the step of the last one is not logged again.
+        known: what the call before returned; None for the first report of a run.
+        kept: for each pruned layer, the original indices of the units it still has, in their present order. A layer
+            that is not in it has all its units.
+        original_units: for each pruned layer, how many units it had at first. Needed only where ``kept`` names a layer
+            that no report showed whole, as after a restart.
+        max_classes: for how many classes the role of each unit is logged. Only the first report is asked.
+
+    Returns:
+        What to hand in as ``known`` with the next report.
+
+    Raises:
+        DataError: if ``step`` is smaller than that of the last report, or ``kept`` does not fit the report.
+
+    A layer that is not in the first report is left out, with one warning: TensorBoard keeps the index of the layers
+    that it saw first.
+    """
+    if known is None:
+        known = _first_state(report, kept or {}, original_units or {}, max_classes)
+    elif step < known.step:
+        raise DataError(
+            f"The report at step {step} comes after one at step {known.step}; TensorBoard needs steps that grow. "
+            "Log a new training to a new directory."
+        )
+    elif step == known.step:
+        return known
+    known = _leave_out_new_layers(report, known)
+
+    slots = {name: _slots(report.layers[name], known, kept or {}) for name in known.layers if name in report.layers}
+    roles = {name: _scatter(_summary(report.layers[name]), slots[name], known.units[name]) for name in slots}
+    info = {"format": FORMAT_VERSION, "epoch": report.epoch}
+    contents: dict[str, bytes] = {OVERVIEW_TAG: _overview(report, known, roles, info)}
+    for name in slots:
+        layer_info = {**info, "layer": name, "units": known.units[name]}
+        layer = report.layers[name]
+        contents[layer_tag(name, "state")] = pack(layer_info, _state(layer, slots[name], roles[name]))
+        if layer.roles.numel():
+            by_class = layer.roles[list(known.classes)].cpu().numpy().astype(np.uint8)
+            scattered = _scatter(by_class, slots[name], known.units[name])
+            contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": scattered})
+        described, arrays = _curves(layer, known.classes)
+        if described:
+            contents[layer_tag(name, "curves")] = pack({**layer_info, "curves": described}, arrays)
+    _write(writer, contents, _metadata(known), step)
+    return replace(known, step=step, roles={**known.roles, **roles})
+
+
+def _first_state(
+    report: UnitReport,
+    kept: Mapping[str, Sequence[int] | Tensor],
+    original_units: Mapping[str, int],
+    max_classes: int,
+) -> PluginState:
+    units = {name: original_units.get(name, layer.num_units) for name, layer in report.layers.items()}
+    for name in kept:
+        if name in units and name not in original_units:
+            raise DataError(
+                f"Layer {name!r} is pruned in the first report of this run; pass original_units={{{name!r}: ...}}, its "
+                "number of units before pruning."
+            )
+    classes = tuple(range(min(max_classes, len(report.class_names))))
+    return PluginState(
+        layers=tuple(report.layers),
+        units=units,
+        map_sizes={name: layer.map_size for name, layer in report.layers.items()},
+        classes=classes,
+        class_names=tuple(report.class_names[index] for index in classes),
+        num_classes=len(report.class_names),
+        criterion=report.criterion,
+    )
+
+
+def _leave_out_new_layers(report: UnitReport, known: PluginState) -> PluginState:
+    new = frozenset(report.layers) - frozenset(known.layers)
+    for name in sorted(new - known.left_out):
+        warnings.warn(
+            f"Layer {name!r} was not in the first report of this run, so the tab 'Unit roles' leaves it out. Log to a "
+            "new directory to see it.",
+            stacklevel=3,
+        )
+    return replace(known, left_out=known.left_out | new)
+
+
+def _slots(layer: LayerReport, known: PluginState, kept: Mapping[str, Sequence[int] | Tensor]) -> Array:
+    """Original index of each unit that the layer has now, ``[U]``."""
+    original = known.units[layer.name]
+    if layer.name not in kept:
+        if layer.num_units != original:
+            raise DataError(
+                f"Layer {layer.name!r} has {layer.num_units} units; the first report of this run had {original}. Pass "
+                f"kept={{{layer.name!r}: ...}}, the original indices of the units that it has now."
+            )
+        return np.arange(original)
+    slots = np.asarray(kept[layer.name], dtype=np.int64)
+    if (
+        len(slots) != layer.num_units
+        or len(np.unique(slots)) != len(slots)
+        or ((slots < 0) | (slots >= original)).any()
+    ):
+        raise DataError(
+            f"kept[{layer.name!r}] holds {slots.tolist()}; expected {layer.num_units} different indices, one for each "
+            f"unit that the layer has now, each at least 0 and less than {original}."
+        )
+    return slots
+
+
+def _scatter(values: Array, slots: Array, units: int, fill: Any = REMOVED) -> Array:
+    """``[..., units]``: ``values`` at their original places and ``fill`` at those of removed units."""
+    whole = np.full((*values.shape[:-1], units), fill, values.dtype)
+    whole[..., slots] = values
+    return whole
+
+
+def _summary(layer: LayerReport) -> Array:
+    """Role code of each unit over all classes, ``[U]`` uint8."""
+    if layer.summary.numel() == 0:
+        return np.full(layer.num_units, NO_ROLE, np.uint8)
+    return layer.summary.cpu().numpy().astype(np.uint8)
+
+
+def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
+    units = len(roles)
+    by_class = layer.roles.cpu().numpy()
+    useful = np.where(by_class == NO_ROLE, np.nan, by_class == UnitRole.BOTH)
+    measures = {
+        "entropy_val": _mean_over_classes(layer.val.entropy),
+        "entropy_train": _mean_over_classes(layer.train.entropy),
+        "selective_val": _mean_over_classes(layer.val.selective_rate),
+        "selective_train": _mean_over_classes(layer.train.selective_rate),
+        "useful": _finite_mean(useful),
+    }
+    rank = np.empty(layer.num_units, np.uint16)
+    rank[layer.val.overall_order.cpu().numpy()] = np.arange(layer.num_units)
+    state = {"roles": roles, "rank": _scatter(rank, slots, units, np.iinfo(np.uint16).max)}
+    for name in MEASURES:
+        state[name] = _scatter(measures[name].astype(np.float16), slots, units, np.nan)
+    return state
+
+
+def _mean_over_classes(values: Tensor) -> Array:
+    return _finite_mean(values.cpu().numpy())
+
+
+def _finite_mean(values: Array) -> Array:
+    """Mean over the first axis of what is finite; NaN where nothing is, without the warning of ``nanmean``."""
+    finite = np.isfinite(values)
+    count = finite.sum(0)
+    total: Array = np.where(finite, values, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _overview(report: UnitReport, known: PluginState, roles: Mapping[str, Array], info: Mapping[str, Any]) -> bytes:
+    table = np.full((len(known.layers), len(OVERVIEW_COLUMNS)), np.nan, np.float32)
+    for row, name in zip(table, known.layers, strict=True):
+        if name in roles:
+            values = _overview_row(report.layers[name], roles[name], known.roles.get(name))
+            row[:] = [values.get(column, np.nan) for column in OVERVIEW_COLUMNS]
+    return pack({**info, "layers": list(known.layers), "columns": list(OVERVIEW_COLUMNS)}, {"table": table})
+
+
+def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dict[str, float]:
+    values: dict[str, float] = {
+        "present": layer.num_units,
+        "selective_rate": float(_finite_mean(_mean_over_classes(layer.val.selective_rate))),
+        "ranking_gap": layer.ranking_gap,
+        "random_gap": layer.val.random_gap,
+    }
+    if layer.summary.numel():
+        values |= {f"units_{role.name.lower()}": int((roles == role).sum()) for role in UnitRole}
+    values |= {f"pairs_{role.name.lower()}": share for role, share in layer.role_shares.items()}
+    if before is not None:
+        comparable = (roles <= max(UnitRole)) & (before <= max(UnitRole))
+        if comparable.any():
+            values["changed"] = float((roles != before)[comparable].mean())
+    entropy = _mean_over_classes(layer.val.entropy)
+    entropy = entropy[np.isfinite(entropy)]
+    if len(entropy):
+        quartiles = np.quantile(entropy, [0.25, 0.5, 0.75]).tolist()
+        values |= dict(zip(("entropy_q25", "entropy_q50", "entropy_q75"), quartiles, strict=True))
+    for split in SPLITS:
+        measured: SplitReport = getattr(layer, split)
+        if "least_first" in measured.curves:
+            values[f"turning_{split}"] = measured.curves["least_first"].turning_point / layer.num_units
+    return values
+
+
+def _curves(layer: LayerReport, classes: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+    """What each curve is, and the points of all of them, one curve behind the other."""
+    chosen: list[tuple[dict[str, Any], AblationCurve]] = []
+    for split in SPLITS:
+        measured: SplitReport = getattr(layer, split)
+        chosen += [({"split": split, "class": None, "order": order}, curve) for order, curve in measured.curves.items()]
+        for klass in classes:
+            curve = measured.class_curves[klass] if klass < len(measured.class_curves) else None
+            if curve is not None:
+                chosen.append(({"split": split, "class": klass, "order": "least_first"}, curve))
+    described = [
+        {
+            **what,
+            "points": len(curve.ablated),
+            "turning": curve.turning_point,
+            "turning_accuracy": curve.turning_point_by_accuracy,
+        }
+        for what, curve in chosen
+    ]
+
+    def points(name: str, dtype: type) -> Array:
+        with np.errstate(over="ignore"):
+            return np.concatenate([getattr(curve, name).cpu().numpy() for _, curve in chosen]).astype(dtype)
+
+    if not chosen:
+        return [], {}
+    return described, {
+        "ablated": points("ablated", np.uint32),
+        "loss": points("loss", np.float32),
+        "accuracy": points("accuracy", np.float16),
+        "top5": points("top5", np.float16),
+    }
+
+
+def _metadata(known: PluginState) -> bytes:
+    """What TensorBoard keeps from the first event: the vocabulary and the index of layers and classes."""
+    content = {
+        "format": FORMAT_VERSION,
+        "roles": ROLES,
+        "layers": [
+            {"name": name, "units": known.units[name], "map_size": list(known.map_sizes[name])} for name in known.layers
+        ],
+        "classes": list(known.classes),
+        "class_names": list(known.class_names),
+        "num_classes": known.num_classes,
+        "criterion": known.criterion,
+    }
+    return json.dumps(content).encode()
+
+
+def _write(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes, step: int) -> None:
+    # TensorBoard is slow to import, and who only analyses a model never logs.
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.compat.proto.types_pb2 import DT_UINT8
+
+    values = []
+    for tag, content in contents.items():
+        about = SummaryMetadata(
+            # The fast loader of TensorBoard drops tensors that name no data class.
+            data_class=DATA_CLASS_TENSOR,
+            plugin_data=SummaryMetadata.PluginData(
+                plugin_name=PLUGIN_NAME, content=metadata if tag == OVERVIEW_TAG else b""
+            ),
+        )
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(content))])
+        tensor = TensorProto(dtype=DT_UINT8, tensor_shape=shape, tensor_content=content)
+        values.append(Summary.Value(tag=tag, metadata=about, tensor=tensor))
+    writer._get_file_writer().add_summary(Summary(value=values), step)  # type: ignore[no-untyped-call]
+    writer.flush()
