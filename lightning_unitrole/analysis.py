@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -110,6 +109,11 @@ def no_progress(total: int, description: str) -> Iterator[Advance]:
     yield lambda: None
 
 
+def gather_alone(values: Tensor) -> Tensor:
+    """What a single process gathers: its own tensor ``[B]`` as ``[1, B]``."""
+    return values.unsqueeze(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """How to run the model.
@@ -130,7 +134,7 @@ class Runtime:
     transfer: Callable[[Any], Any]
     device: torch.device
     reduce: SumOverProcesses | None = None
-    gather: Callable[[Tensor], Tensor] = partial(torch.unsqueeze, dim=0)
+    gather: Callable[[Tensor], Tensor] = gather_alone
     shard: int = 0
     shards: int = 1
     progress: Progress = no_progress
@@ -449,8 +453,8 @@ def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[s
     missing = [class_names[c] for c in short if not int(quota[c])]
     without = f" No roles for {', '.join(map(repr, missing[:5]))}: one side has no image of it." if missing else ""
     return (
-        f"images_per_class={wanted}, but {len(short)} of {len(quota)} classes have fewer. Training and validation images "
-        f"found: {listed}{more}. Both sides use the smaller number of each class.{without}"
+        f"images_per_class={wanted}, but {len(short)} of {len(quota)} classes have fewer. Training and validation "
+        f"images found: {listed}{more}. Both sides use the smaller number of each class.{without}"
     )
 
 
@@ -464,8 +468,8 @@ def non_finite_maps(report: UnitReport) -> str | None:
     if not found:
         return None
     return (
-        f"Maps with NaN or infinity have no birth point and were left out of the entropy. They are in {', '.join(found)}. "
-        "Look for an overflow in the layers before the first of these."
+        "Maps with NaN or infinity have no birth point and were left out of the entropy. They are in "
+        f"{', '.join(found)}. Look for an overflow in the layers before the first of these."
     )
 
 
@@ -495,7 +499,8 @@ def analyze(
     they were. The images used are the first ``images_per_class`` of each class, the same number on both sides.
 
     Args:
-        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure whose first tensor they are.
+        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure whose first tensor is
+            these.
         train_data: a ``DataLoader``, a ``Dataset`` or a list of batches.
         val_data: the same.
         layers: see :class:`AnalysisSettings`, as for all arguments up to ``score_fn``.

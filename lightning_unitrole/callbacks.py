@@ -23,7 +23,7 @@ from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch,
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import BackendError, DataError, SettingError, UnitRoleError
 from lightning_unitrole.live import LiveRecording
-from lightning_unitrole.logs import log_report
+from lightning_unitrole.logs import ReportLogger
 from lightning_unitrole.progress import trainer_progress
 from lightning_unitrole.results import UnitReport
 
@@ -128,13 +128,13 @@ class UnitRoleMonitor(pl.Callback):
         self.train_data = train_data
         self.forward_fn = forward_fn
         self.val_dataloader_idx = val_dataloader_idx
-        self.log_figures = log_figures
         self.report: UnitReport | None = None
         self.history: list[UnitReport] = []
         self._analysis: UnitAnalysis | None = None
         self._train_probe: Probe | None = None
         self._recording: LiveRecording | None = None
         self._due = False
+        self._logs = ReportLogger(figures=log_figures)
         self._warned: set[str] = set()
 
     @property
@@ -180,8 +180,8 @@ class UnitRoleMonitor(pl.Callback):
                 weighted = [key for key, module in modules.items() if getattr(module, "weight", None) is not None]
                 convolutions = [key for key in weighted if modules[key].weight.ndim == 4]
                 raise SettingError(
-                    f"layers names {name!r}, which is not a module of {type(pl_module).__name__}. Its convolutions are: "
-                    f"{', '.join(convolutions) or 'none'}."
+                    f"layers names {name!r}, which is not a module of {type(pl_module).__name__}. Its convolutions "
+                    f"are: {', '.join(convolutions) or 'none'}."
                 )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -192,7 +192,8 @@ class UnitRoleMonitor(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start tapping, where this epoch is analysed."""
         self._stop_recording()
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs and trainer.state.fn == "fit":
+        off_beat = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
+        if trainer.sanity_checking or off_beat:
             return
         with self._going_on(trainer):
             analysis, train_probe = self._prepare(trainer, pl_module)
@@ -226,7 +227,7 @@ class UnitRoleMonitor(pl.Callback):
                 self.history.append(self.report)
             self.report = report
             if trainer.is_global_zero:
-                scalars = log_report(report, trainer.loggers, figures=self.log_figures)
+                scalars = self._logs.log(report, trainer.loggers)
                 trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
 
@@ -116,8 +115,3 @@ def _figure(*, width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
-def histogram_values(values: torch.Tensor) -> torch.Tensor:
-    """The finite values of a tensor, flat."""
-    return values[values.isfinite()].flatten()

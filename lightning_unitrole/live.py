@@ -90,8 +90,8 @@ class LiveRecording:
         """
         if int(self._unknown):
             raise DataError(
-                f"{int(self._unknown)} validation labels are above {self.analysis.num_classes - 1}, but the model tells "
-                f"{self.analysis.num_classes} classes apart. Pass num_classes= if that number is wrong."
+                f"{int(self._unknown)} validation labels are above {self.analysis.num_classes - 1}, but the model "
+                f"tells {self.analysis.num_classes} classes apart. Pass num_classes= if that number is wrong."
             )
         chosen = torch.cat(self._chosen).cpu() if self._chosen else torch.empty(0, dtype=torch.int64)
         indices = (chosen >= 0).nonzero().flatten()
@@ -99,8 +99,8 @@ class LiveRecording:
         for name, recorder in self.recorders.items():
             if len(indices) and not self.analysis.runtime.total(recorder.images).any():
                 raise DataError(
-                    f"Layer {name!r} produced no maps in this validation run. Does validation_step run the model, and not "
-                    "a copy of it?"
+                    f"Layer {name!r} produced no maps in this validation run. Does validation_step run the model, and "
+                    "not a copy of it?"
                 )
 
     def _take(self, layer: UnitLayer, maps: Tensor) -> None:
@@ -108,8 +108,8 @@ class LiveRecording:
             return
         if len(maps) != len(self._groups):
             raise DataError(
-                f"Layer {layer.name!r} produced maps for {len(maps)} images in a batch of {len(self._groups)}; expected "
-                "one map of each unit for each image."
+                f"Layer {layer.name!r} produced maps for {len(maps)} images in a batch of {len(self._groups)}; "
+                "expected one map of each unit for each image."
             )
         self._tapped.add(layer.name)
         self.recorders[layer.name].update(maps, self._groups)

@@ -16,7 +16,8 @@ Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
 not logged. TensorBoard gets under the same prefix: histograms ``unitrole/<layer>/feature_entropy`` and
 ``unitrole/<layer>/ineffectiveness`` (validation), figures ``unitrole/<layer>/ablation`` and ``unitrole/<layer>/roles``,
-and a layout of the "Custom scalars" dashboard that puts the four role shares of a layer into one chart.
+a layout of the "Custom scalars" dashboard that puts the four role shares of a layer into one chart, and what the tab
+"Unit roles" shows.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lightning_unitrole.figures import ablation_figure, histogram_values, role_map_figure
+from torch import Tensor
+
+from lightning_unitrole.figures import ablation_figure, role_map_figure
 from lightning_unitrole.results import SPLITS, SplitReport, UnitReport, UnitRole
+from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 PREFIX = "unitrole"
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
@@ -42,7 +46,7 @@ def _scalars(report: UnitReport) -> Iterator[tuple[str, float]]:
         for split in SPLITS:
             measured: SplitReport = getattr(layer, split)
             for measure in ("feature_entropy", "selective_rate", "ineffectiveness"):
-                values = histogram_values(getattr(measured, measure.removeprefix("feature_")))
+                values = finite_values(getattr(measured, measure.removeprefix("feature_")))
                 if len(values):
                     yield f"{PREFIX}/{name}/{measure}/{split}", float(values.mean())
             yield f"{PREFIX}/{name}/ranking_gap/{split}", measured.ranking_gap
@@ -60,38 +64,51 @@ def scalar_layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def log_report(report: UnitReport, loggers: Iterable[Any], *, figures: bool = True) -> dict[str, float]:
-    """Send a report to Lightning loggers. Call it on rank zero.
+class ReportLogger:
+    """Sends the reports of one run to Lightning loggers. Use it on rank zero.
 
     Args:
-        report: what to log.
-        loggers: Lightning loggers. Every one gets the scalars, TensorBoard the rest too.
-        figures: draw figures.
-
-    Returns:
-        The scalars that were logged.
+        figures: draw figures for TensorBoard.
     """
-    scalars = report_scalars(report)
-    for logger in loggers:
-        logger.log_metrics({**scalars, "epoch": report.epoch}, step=report.global_step)
-        writer = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_custom_scalars"):
-            _log_to_tensorboard(report, writer, figures=figures)
-            logger.save()
-    return scalars
+
+    def __init__(self, *, figures: bool = True) -> None:
+        self.figures = figures
+        # What the tab has been told so far, by directory of the logs.
+        self._tabs: dict[str, PluginState] = {}
+
+    def log(self, report: UnitReport, loggers: Iterable[Any]) -> dict[str, float]:
+        """Log a report; every logger gets the scalars, TensorBoard the rest too.
+
+        Returns:
+            The scalars that were logged.
+        """
+        scalars = report_scalars(report)
+        for logger in loggers:
+            logger.log_metrics({**scalars, "epoch": report.epoch}, step=report.global_step)
+            writer = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_custom_scalars"):
+                self._log_to_tensorboard(report, writer)
+        return scalars
+
+    def _log_to_tensorboard(self, report: UnitReport, writer: Any) -> None:
+        step = report.global_step
+        # The newest layout is the one that is shown, so writing it with every report costs little and suits a run that
+        # is resumed into a new file.
+        writer.add_custom_scalars(scalar_layout(report.layers))
+        for name, layer in report.layers.items():
+            for measure in ("feature_entropy", "ineffectiveness"):
+                values = finite_values(getattr(layer.val, measure.removeprefix("feature_")))
+                if len(values):
+                    writer.add_histogram(f"{PREFIX}/{name}/{measure}", values.numpy(), step)
+            if self.figures and layer.val.curves:
+                writer.add_figure(f"{PREFIX}/{name}/ablation", ablation_figure(layer), step)
+            if self.figures and layer.role_shares:
+                writer.add_figure(f"{PREFIX}/{name}/roles", role_map_figure(layer, report.class_names), step)
+        directory = writer.get_logdir()
+        self._tabs[directory] = write_report(writer, report, step=step, known=self._tabs.get(directory))
+        writer.flush()
 
 
-def _log_to_tensorboard(report: UnitReport, writer: Any, *, figures: bool) -> None:
-    step = report.global_step
-    # TensorBoard shows the newest layout, so it may be written again; a resumed run starts a new file without it.
-    writer.add_custom_scalars(scalar_layout(report.layers))
-    for name, layer in report.layers.items():
-        for measure in ("feature_entropy", "ineffectiveness"):
-            values = histogram_values(getattr(layer.val, measure.removeprefix("feature_")))
-            if len(values):
-                writer.add_histogram(f"{PREFIX}/{name}/{measure}", values.numpy(), step)
-        if figures and layer.val.curves:
-            writer.add_figure(f"{PREFIX}/{name}/ablation", ablation_figure(layer), step)
-        if figures and layer.role_shares:
-            writer.add_figure(f"{PREFIX}/{name}/roles", role_map_figure(layer, report.class_names), step)
-    writer.flush()
+def finite_values(values: Tensor) -> Tensor:
+    """The finite values of a tensor, flat."""
+    return values[values.isfinite()].flatten()

@@ -1,0 +1,90 @@
+"""A small network, real images, and a quiet trainer for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def digits(count: int, *, start: int = 0, size: int = 16) -> TensorDataset:
+    """Some of scikit-learn's handwritten digits, ``[count, 1, size, size]``, with their labels."""
+    data = load_digits()
+    images = torch.tensor(data.images[start : start + count], dtype=torch.float32).unsqueeze(1) / 16
+    images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return TensorDataset(images, torch.tensor(data.target[start : start + count]))
+
+
+def small_net() -> nn.Sequential:
+    """Two convolutions at 16x16 and one at 8x8, with batch normalisation and dropout."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 7, 3, padding=1),
+        nn.BatchNorm2d(7),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(7, 9, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(9, 10),
+    )
+
+
+class Digits(pl.LightningModule):
+    """Classifies digits; knows nothing of the monitor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self(images), labels)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", F.cross_entropy(logits, labels), add_dataloader_idx=False)
+        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean(), add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def loaders(**settings: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """A shuffled training loader of 300 digits and a validation loader of 150."""
+    return (
+        DataLoader(digits(300), batch_size=32, shuffle=True, **settings),
+        DataLoader(digits(150, start=300), batch_size=32, **settings),
+    )
+
+
+def make_trainer(*callbacks: Any, **settings: Any) -> pl.Trainer:
+    """A trainer on the CPU that says nothing and writes nothing."""
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**quiet, **settings})
+
+
+def hooks_of(model: nn.Module) -> int:
+    """Number of forward hooks on a model and all its modules."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

@@ -1,0 +1,395 @@
+"""The monitor in real trainers, on real images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch
+import pytorch_lightning as pl
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support import Digits, digits, hooks_of, loaders, make_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_unitrole.callbacks import UnitRoleMonitor
+from lightning_unitrole.errors import BackendError, DataError, SettingError
+from lightning_unitrole.results import UnitReport
+
+pytestmark = [
+    # Lightning's advice on the number of workers and the logging interval is not what is tested here.
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    # torch's own deprecations, raised by Lightning.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def monitor(**settings: Any) -> UnitRoleMonitor:
+    return UnitRoleMonitor(**{"images_per_class": 8, "ablation_points": 5, "backend": "torch", **settings})
+
+
+def fit(*callbacks: Any, seed: int = 3, model: pl.LightningModule | None = None, **settings: Any) -> pl.LightningModule:
+    pl.seed_everything(seed, verbose=False)
+    model = model or Digits()
+    make_trainer(*callbacks, **settings).fit(model, *loaders())
+    return model
+
+
+def assert_same_report(one: UnitReport, other: UnitReport) -> None:
+    left, right = one.state_dict(), other.state_dict()
+    assert left["meta"] == right["meta"]
+    assert left["arrays"].keys() == right["arrays"].keys()
+    for key, values in left["arrays"].items():
+        torch.testing.assert_close(values, right["arrays"][key], rtol=0, atol=0, equal_nan=True, msg=key)
+
+
+def test_one_line_in_the_trainer_gives_a_report() -> None:
+    watched = monitor()
+    fit(watched)
+    assert watched.report is not None
+    assert list(watched.report.layers) == ["net.3", "net.7"]  # the last convolution at 16x16 and at 8x8
+    assert watched.report.epoch == 1
+    assert [report.epoch for report in watched.history] == [0]
+    layer = watched.report.layers["net.7"]
+    assert layer.roles.shape == (10, 9)
+    assert layer.train.images.tolist() == layer.val.images.tolist() == [8] * 10
+    assert layer.val.curves["least_first"].ablated[-1] == 9
+    assert sum(layer.role_shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("interval", [1.0, 0.5], ids=["once_an_epoch", "in_mid_epoch"])
+def test_weights_are_bit_identical_with_and_without_the_monitor(interval: float) -> None:
+    def train(*callbacks: Any) -> dict[str, Tensor]:
+        return fit(*callbacks, val_check_interval=interval).state_dict()
+
+    plain, watched = train(), train(monitor(criterion="taylor"))
+    for name, values in plain.items():
+        assert torch.equal(values, watched[name]), name
+
+
+def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() -> None:
+    class Jittered(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image + 0.05 * torch.randn_like(image), label
+
+    def train(*callbacks: Any) -> dict[str, Tensor]:
+        pl.seed_everything(5, workers=True, verbose=False)
+        model = Digits()
+        train_set = Jittered(*digits(200).tensors)
+        workers = {"num_workers": 1, "persistent_workers": True}
+        trainer = make_trainer(*callbacks, val_check_interval=0.5)
+        trainer.fit(
+            model, DataLoader(train_set, 32, shuffle=True, **workers), DataLoader(digits(80, start=300), 32, **workers)
+        )
+        return model.state_dict()
+
+    plain, watched = train(), train(monitor())
+    assert all(torch.equal(values, watched[name]) for name, values in plain.items())
+
+
+def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
+    through = monitor()
+    fit(through, max_epochs=3)
+
+    first, keep = monitor(), ModelCheckpoint(dirpath=tmp_path, filename="stopped")
+    fit(first, keep, max_epochs=2, enable_checkpointing=True)
+    torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    second = monitor()
+    pl.seed_everything(3, verbose=False)
+    model = Digits()
+    train, val = loaders()
+    # Lightning does not restore the random state of the shuffling; drawing it as the first two epochs did stands in.
+    for _ in range(2):
+        for _ in train:
+            torch.rand(32, 9)
+    trainer = make_trainer(second, max_epochs=2)
+    trainer.fit(model, train, val, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert second.report is not None
+    assert first.report is not None
+    assert_same_report(second.report, first.report)
+    assert len(second.history) == len(first.history) == 1
+
+
+def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> None:
+    """A shuffled validation set cannot be tapped, so its images run through the model once more."""
+    tapped, probed = monitor(), monitor()
+    model = fit(tapped)
+    train, val = loaders()
+    shuffled = DataLoader(val.dataset, batch_size=32, shuffle=True)
+    for watched, loader in ((tapped, val), (probed, shuffled)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Your `val_dataloader`'s sampler has shuffling enabled")
+            watched.train_data = train
+            watched.history, watched.report = [], None
+            make_trainer(watched).validate(model, loader, verbose=False)
+    assert tapped.report is not None
+    assert probed.report is not None
+    assert_same_report(tapped.report, probed.report)
+
+
+def test_validate_works_without_fit() -> None:
+    watched = monitor(train_data=digits(300))
+    make_trainer(watched).validate(Digits(), loaders()[1], verbose=False)
+    assert watched.report is not None
+    assert watched.report.layers["net.7"].roles.shape == (10, 9)
+
+
+def test_validate_without_training_data_says_what_to_pass() -> None:
+    with pytest.raises(SettingError, match=r"needs training images.*are none\. Pass train_data="):
+        make_trainer(monitor()).validate(Digits(), loaders()[1], verbose=False)
+
+
+def test_works_in_the_other_lightning() -> None:
+    watched = monitor()
+
+    class Other(lightning.pytorch.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Digits().net
+
+        forward = Digits.forward
+        training_step = Digits.training_step
+        configure_optimizers = Digits.configure_optimizers
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+    trainer = lightning.pytorch.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[watched],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Other(), *loaders())
+    assert watched.report is not None
+
+
+def test_bfloat16_mixed_precision_works() -> None:
+    watched = monitor()
+    fit(watched, precision="bf16-mixed", max_epochs=1)
+    assert watched.report is not None
+    assert not watched.report.layers["net.7"].val.non_finite.any()
+
+
+def test_the_sanity_check_is_skipped() -> None:
+    watched = monitor()
+    fit(watched, max_epochs=1, num_sanity_val_steps=2)
+    assert watched.report is not None
+    assert watched.history == []
+
+
+def test_every_n_epochs() -> None:
+    watched = monitor(every_n_epochs=2, ablation_points=0)
+    fit(watched, max_epochs=5)
+    assert watched.report is not None
+    assert [report.epoch for report in [*watched.history, watched.report]] == [1, 3]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=["error", "interrupt"])
+def test_no_hook_stays_whatever_ends_the_run(error: type[BaseException]) -> None:
+    class Breaks(Digits):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx)
+            if batch_idx == 1 and not self.trainer.sanity_checking:
+                assert hooks_of(self) > 0
+                raise error("stop here")
+
+    model = Breaks()
+    with pytest.raises((error, SystemExit)):
+        fit(monitor(images_per_class=12), model=model)
+    assert hooks_of(model) == 0
+
+
+def test_no_hook_stays_after_a_good_run() -> None:
+    assert hooks_of(fit(monitor(), max_epochs=1)) == 0
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        lambda rows: {"image": torch.stack([r[0] for r in rows]), "label": torch.stack([r[1] for r in rows])},
+        lambda rows: [torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])],
+    ],
+    ids=["dict", "list"],
+)
+def test_batches_may_be_dicts_or_lists(collate: Callable[[Any], Any]) -> None:
+    class Any_(Digits):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(tuple(batch.values()) if isinstance(batch, dict) else batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(tuple(batch.values()) if isinstance(batch, dict) else batch, batch_idx)
+
+    watched, plain = monitor(), monitor()
+    pl.seed_everything(3, verbose=False)
+    make_trainer(watched, max_epochs=1).fit(Any_(), *loaders(collate_fn=collate))
+    fit(plain, max_epochs=1)
+    assert watched.report is not None
+    assert plain.report is not None
+    assert_same_report(watched.report, plain.report)
+
+
+def test_a_batch_without_labels_warns_once_and_training_goes_on() -> None:
+    watched = monitor(batch_fn=lambda batch: batch[0])
+    with pytest.warns(UserWarning, match=r"batch_fn returned a float32 tensor.*expected a pair") as caught:
+        fit(watched)
+    assert len([w for w in caught if "could not be analysed" in str(w.message)]) == 1
+    assert watched.report is None
+
+
+def test_labels_out_of_range_warn_and_training_goes_on() -> None:
+    watched = monitor(num_classes=5)
+    with pytest.warns(UserWarning, match=r"holds labels from 0 to 9; expected 0 to 4"):
+        fit(watched, max_epochs=1)
+
+
+def test_maps_with_nan_are_counted_apart_and_reported_once() -> None:
+    class Poisoned(Digits):
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.net[:3](images)
+            if not self.training:
+                maps = maps.clone()
+                maps[:, 2] = torch.nan
+            return self.net[3:](maps.nan_to_num(0)) if self.training else self.net[3:](maps)
+
+    watched = monitor(layers="net.3")
+    with pytest.warns(UserWarning, match=r"Maps with NaN or infinity.*'net\.3' \(560 training, 560 validation\)") as caught:
+        fit(watched, model=Poisoned())
+    assert len([w for w in caught if "NaN or infinity" in str(w.message)]) == 1
+    assert watched.report is not None
+
+
+def test_too_few_images_says_how_many_there_are() -> None:
+    watched = monitor(images_per_class=25)
+    with pytest.warns(UserWarning, match=r"images_per_class=25, but 10 of 10 classes have fewer\. Training and validation"):
+        fit(watched, max_epochs=1)
+    assert watched.report is not None
+    layer = watched.report.layers["net.7"]
+    assert layer.train.images.tolist() == layer.val.images.tolist()
+    assert max(layer.train.images.tolist()) < 25
+
+
+def test_a_class_without_images_gets_no_role_and_is_named() -> None:
+    def without(dataset: TensorDataset, label: int) -> TensorDataset:
+        keep = dataset.tensors[1] != label
+        return TensorDataset(*(tensor[keep] for tensor in dataset.tensors))
+
+    watched = monitor()
+    pl.seed_everything(0, verbose=False)
+    train, val = loaders()
+    with pytest.warns(UserWarning, match="No roles for '4': one side has no image of it"):
+        make_trainer(watched, max_epochs=1).fit(Digits(), train, DataLoader(without(val.dataset, 4), 32))  # type: ignore[arg-type]
+    assert watched.report is not None
+    assert (watched.report.layers["net.7"].roles[4] == 255).all()
+
+
+def test_an_unknown_layer_fails_in_setup_and_names_those_that_exist() -> None:
+    with pytest.raises(SettingError, match=r"'net\.4x', which is not a module of Digits.*net\.0, net\.3, net\.7"):
+        fit(monitor(layers="net.4x"))
+
+
+def test_a_glob_that_matches_nothing_fails_before_training() -> None:
+    with pytest.raises(SettingError, match=r"No layer matches 'body\.\*'"):
+        fit(monitor(layers=["body.*"]))
+
+
+def test_a_backend_that_cannot_run_fails_before_training() -> None:
+    with pytest.raises(BackendError, match="triton"):
+        fit(monitor(backend="triton"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images_per_class": 0}, r"images_per_class=0; expected an integer of at least 1"),
+        ({"every_n_epochs": 0}, r"every_n_epochs=0; expected an integer of at least 1"),
+        ({"ablation_points": -1}, r"ablation_points=-1; expected an integer of at least 0"),
+        ({"max_density": 1.5}, r"max_density=1.5; expected a number above 0"),
+        ({"criterion": "entropy"}, r"criterion='entropy' is not known; expected one of feature_entropy"),
+        ({"backend": "cuda"}, r"backend='cuda'; expected one of auto"),
+        ({"class_names": ["a"], "num_classes": 2}, r"class_names has 1 entries and num_classes=2"),
+        ({"group_fn": len}, r"group_fn is given without num_classes"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_out_of_range_fail_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        UnitRoleMonitor(**settings)
+
+
+def test_an_empty_validation_set_is_said() -> None:
+    watched = monitor()
+    pl.seed_everything(0, verbose=False)
+    train, _ = loaders()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
+        make_trainer(watched, max_epochs=1).fit(Digits(), train, DataLoader(TensorDataset(*digits(0).tensors), 32))
+    assert watched.report is None
+
+
+def test_iterable_data_are_read_as_a_stream() -> None:
+    class Stream(IterableDataset[Any]):
+        def __init__(self, source: TensorDataset) -> None:
+            self.source = source
+
+        def __iter__(self) -> Any:
+            return iter(self.source[index] for index in range(len(self.source)))
+
+    streamed, indexed = monitor(), monitor()
+    train, val = loaders()
+    model = fit(indexed, max_epochs=1)
+    for watched, pair in ((streamed, [Stream(loader.dataset) for loader in (train, val)]), (indexed, [train, val])):  # type: ignore[arg-type]
+        watched.train_data = DataLoader(pair[0], 32) if watched is streamed else pair[0]
+        watched.history, watched.report = [], None
+        make_trainer(watched).validate(model, DataLoader(pair[1], 32) if watched is streamed else val, verbose=False)
+    assert streamed.report is not None
+    assert indexed.report is not None
+    assert_same_report(streamed.report, indexed.report)
+
+
+def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path) -> None:
+    watched = monitor()
+    fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    log = EventAccumulator(str(tmp_path)).Reload()
+    tags = log.Tags()
+    prefix = "unitrole/net.7"
+    assert {f"{prefix}/role_share/{role}" for role in ("both", "train_only", "val_only", "neither")} <= set(tags["scalars"])
+    assert {f"{prefix}/feature_entropy/train", f"{prefix}/ranking_gap/val"} <= set(tags["scalars"])
+    assert {f"{prefix}/ablation", f"{prefix}/roles"} == {tag for tag in tags["images"] if tag.startswith(prefix)}
+    assert f"{prefix}/feature_entropy" in tags["histograms"]
+    assert "custom_scalars__config__" in tags["tensors"]
+    shares = [log.Scalars(f"{prefix}/role_share/{role}")[0].value for role in ("both", "train_only", "val_only", "neither")]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
+    fit(monitor(), max_epochs=1, logger=CSVLogger(tmp_path, name="", version=""))
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "unitrole/net.7/ranking_gap/val" in header
+
+
+def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, monitor="unitrole/net.7/feature_entropy/val")
+    fit(monitor(), keep, enable_checkpointing=True)
+    assert keep.best_model_score is not None
+
+
+def test_a_newer_state_is_refused() -> None:
+    with pytest.raises(DataError, match=r"state of version 99; this version of lightning-unitrole reads up to 1"):
+        monitor().load_state_dict({"version": 99, "reports": []})
+
+
+def test_monitors_that_measure_differently_keep_their_states_apart() -> None:
+    assert monitor().state_key != monitor(criterion="apoz").state_key
