@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE
 from lightning_unitrole.topology.numba_backend import UNSETTLED
+from lightning_unitrole.topology.numba_vectors import make_vectors
 from lightning_unitrole.topology.ripser_backend import step_numbers
 
 _SLOTS_BYTES = 24 << 10
@@ -51,61 +52,68 @@ def _make_scan(side: int, half: bool) -> Any:
     magnitude_mask = np.iinfo(key_type).max
     zero, one = np.uint64(0), np.uint64(1)
     before_first = packed_type((1 << 15) if half else (1 << 31))  # no key is as large
-    component_type = np.uint8 if side <= 256 else np.uint16
 
-    def load(values, base, stride, height, width, line, keys, row_best):  # type: ignore[no-untyped-def]
-        """Put one map into a slot: its keys and the best entry of each row. Returns the largest magnitude and the least key."""
-        greatest, least = key_type(0), key_type(magnitude_mask)
+    lanes = min(side, 32)
+    vectors = make_vectors(lanes, 16 if half else 32, 8 * np.dtype(packed_type).itemsize, int(key_shift))
+    enter, vector_best, vector_largest, vector_least, relabel = vectors
+
+    def load(values, base, stride, height, width, line, keys, at, row_best, extreme):  # type: ignore[no-untyped-def]
+        """Put one map into the slot at ``at``: its keys and the best entry of each row; returns the largest magnitude."""
+        for lane in range(lanes):
+            extreme[lane] = 0
+        first_row = at * side
         for row in range(height):
             source = base + row * stride
+            best = nothing
             if source + side <= values.size:
-                view = values[source : source + side]
+                for column in range(0, side, lanes):
+                    best = max(best, enter(values, source + column, keys, (first_row + row) * side + column, extreme, 0, column, width, row))
             else:  # reading `side` values would leave the array
                 for column in range(width):
                     line[column] = values[source + column]
-                view = line[0:side]
-            target = keys[row * side : row * side + side]
-            best = nothing
-            for column in range(side):
-                inside = column < width
-                raw = view[column] if inside else key_type(0)
-                magnitude = key_type(raw & magnitude_mask)
-                key = key_type(magnitude if raw >= 0 else -magnitude)
-                greatest = max(greatest, magnitude)
-                least = min(least, key if inside else key_type(magnitude_mask))
-                key = key if inside & (column != row) else absent
-                target[column] = key
-                best = max(best, packed_type((packed_type(key) << key_shift) | packed_type(column)))
-            row_best[row] = best | packed_type(row << index_bits)
+                for column in range(0, side, lanes):
+                    best = max(best, enter(line, column, keys, (first_row + row) * side + column, extreme, 0, column, width, row))
+            row_best[first_row + row] = best | packed_type(row << index_bits)
         for row in range(height, side):
-            row_best[row] = nothing
-        for row in range(height, width):
+            row_best[first_row + row] = nothing
+        for row in range(height, side):
             for column in range(side):
-                keys[row * side + column] = absent
-        return greatest, least
+                keys[(first_row + row) * side + column] = absent
+        greatest = extreme[0]
+        for lane in range(1, lanes):
+            greatest = max(greatest, extreme[lane])
+        return greatest
 
-    def best_of_row(keys, row):  # type: ignore[no-untyped-def]
-        """The largest entry of a row, packed with where it is."""
-        view = keys[row * side : row * side + side]
-        best = nothing
-        for column in range(side):
-            best = max(best, packed_type((packed_type(view[column]) << key_shift) | packed_type(column)))
+    def best_of_row(keys, first, row):  # type: ignore[no-untyped-def]
+        """The largest entry of the row that starts at ``first``, packed with where it is."""
+        best = vector_best(keys, first, 0)
+        for column in range(lanes, side, lanes):
+            best = max(best, vector_best(keys, first + column, column))
         return best | packed_type(row << index_bits)
 
-    load, best_of_row = _inline(load), _inline(best_of_row)
+    def least_key(keys, at):  # type: ignore[no-untyped-def]
+        """The least key left in a slot."""
+        least = np.int32(magnitude_mask)
+        for element in range(at * side * side, (at + 1) * side * side, lanes):
+            least = min(least, vector_least(keys, element))
+        return packed_type(least) + packed_type(1)
+
+    load, best_of_row, least_key = _inline(load), _inline(best_of_row), _jit(least_key)
 
     def kernel(  # type: ignore[no-untyped-def]
         flat, images, image_step, unit_step, row_step, column_step, units, height, width, limit, infinity, begin, end, out
     ):
         """Births of the maps ``begin`` to ``end`` (image by image, unit by unit) into ``out``; returns how many are open."""
         line = np.zeros(side, key_type)
+        extreme = np.zeros(lanes, key_type)
         block = np.empty(_BLOCK * height * width if column_step != 1 else 1, key_type)
         block_begin, block_end = begin, begin
-        keys = np.empty((slots, side * side), key_type)
-        row_best = np.empty((slots, side), packed_type)
-        neighbours = np.zeros((slots, side * words), np.uint64)
-        label = np.zeros((slots, side * words), np.uint64)
-        component = np.empty((slots, side), component_type)
+        # Slot after slot in flat arrays: a slice would cost reference counting at every use.
+        keys = np.empty(slots * side * side, key_type)
+        row_best = np.empty(slots * side, packed_type)
+        neighbours = np.zeros(slots * side * words, np.uint64)
+        label = np.zeros(slots * side * words, np.uint64)
+        component = np.empty(slots * side, np.uint16)
         step = np.zeros(slots, np.int64)
         last = np.zeros(slots, packed_type)
         lowest = np.zeros(slots, packed_type)
@@ -119,29 +127,32 @@ def _make_scan(side: int, half: bool) -> Any:
                 image, unit = images[following // units] * image_step, following % units
                 slot = order[busy]
                 if column_step == 1:
-                    greatest, least = load(
-                        flat, image + unit * unit_step, row_step, height, width, line, keys[slot], row_best[slot]
+                    greatest = load(
+                        flat, image + unit * unit_step, row_step, height, width, line, keys, slot, row_best, extreme
                     )
                 else:
                     if following >= block_end:
                         block_begin, block_end = following, min(end, following + min(_BLOCK, units - unit))
-                        for pixel in range(height * width):
-                            source = image + unit * unit_step + pixel // width * row_step + pixel % width * column_step
-                            for member in range(block_end - block_begin):
-                                block[member * height * width + pixel] = flat[source + member * unit_step]
+                        for row in range(height):
+                            for column in range(width):
+                                source = image + unit * unit_step + row * row_step + column * column_step
+                                target = row * width + column
+                                for member in range(block_end - block_begin):
+                                    block[member * height * width + target] = flat[source + member * unit_step]
                     base = (following - block_begin) * height * width
-                    greatest, least = load(block, base, width, height, width, line, keys[slot], row_best[slot])
+                    greatest = load(block, base, width, height, width, line, keys, slot, row_best, extreme)
                 if greatest >= infinity:
                     out[following] = NON_FINITE
                     following += 1
                     continue
-                neighbours[slot, :] = zero
+                for vertex in range(slot * side * words, (slot + 1) * side * words):
+                    neighbours[vertex] = zero
                 for vertex in range(side):
-                    component[slot, vertex] = vertex
+                    component[slot * side + vertex] = vertex
                 number[slot] = following
                 step[slot] = 0
                 last[slot] = before_first
-                lowest[slot] = packed_type(least) if height == width else packed_type(absent)
+                lowest[slot] = before_first if height == width else packed_type(absent)
                 live[slot] = False
                 dropped[slot] = False
                 following += 1
@@ -151,41 +162,49 @@ def _make_scan(side: int, half: bool) -> Any:
             place = 0
             while place < busy:
                 slot = order[place]
-                best = row_best[slot]
-                top = nothing
-                for row in range(side):
-                    top = max(top, best[row])
+                first_row = slot * side
+                top = vector_largest(row_best, first_row)
+                for row in range(lanes, side, lanes):
+                    top = max(top, vector_largest(row_best, first_row + row))
                 key = top >> key_shift
+                birth = -1
                 if key != last[slot]:
                     # A step has ended, and the first Betti number is known.
-                    birth = -1
                     if live[slot]:
                         birth = step[slot] - 1
-                        label[slot, :] = zero
                     elif dropped[slot]:
                         birth = UNSETTLED
                         unsettled += 1
-                    elif step[slot] == limit or key <= absent or key == lowest[slot]:
-                        birth = 0  # (the lowest step completes the graph, which leaves no cycle)
-                    if birth != -1:
-                        out[number[slot]] = birth
-                        busy -= 1
-                        order[place] = order[busy]
-                        order[busy] = slot
-                        continue
+                    elif step[slot] == limit or key <= absent:
+                        birth = 0
                     step[slot] += 1
                     last[slot] = key
+                else:
+                    # Equals are often the many zeros after a ReLU. The lowest step completes the graph: no cycle is left.
+                    if lowest[slot] == before_first:
+                        lowest[slot] = least_key(keys, slot)
+                    if lowest[slot] == key:
+                        birth = 0
+                if birth != -1:
+                    if live[slot]:
+                        for vertex in range(first_row * words, (first_row + side) * words):
+                            label[vertex] = zero
+                    out[number[slot]] = birth
+                    busy -= 1
+                    order[place] = order[busy]
+                    order[busy] = slot
+                    continue
                 u, v = (np.int64(top) >> index_bits) & index_mask, np.int64(top) & index_mask
-                own = keys[slot]
-                own[u * side + v] = absent
-                own[v * side + u] = absent
-                best[u] = best_of_row(own, u)
-                if np.int64(best[v]) & index_mask == u:
-                    best[v] = best_of_row(own, v)
+                row_u, row_v = first_row + u, first_row + v
+                keys[row_u * side + v] = absent
+                keys[row_v * side + u] = absent
+                row_best[row_u] = best_of_row(keys, row_u * side, u)
+                if np.int64(row_best[row_v]) & index_mask == u:
+                    row_best[row_v] = best_of_row(keys, row_v * side, v)
                 common = zero
                 for word in range(words):
-                    common |= neighbours[slot, u * words + word] & neighbours[slot, v * words + word]
-                kept, gone = component[slot, u], component[slot, v]
+                    common |= neighbours[row_u * words + word] & neighbours[row_v * words + word]
+                kept, gone = component[row_u], component[row_v]
                 marked = False
                 if common == zero:
                     if kept == gone:  # a suspect
@@ -197,23 +216,23 @@ def _make_scan(side: int, half: bool) -> Any:
                     # The triangles over this edge must agree on its label, or the class ends.
                     ones, zeros = False, False
                     for word in range(words):
-                        shared = neighbours[slot, u * words + word] & neighbours[slot, v * words + word]
-                        through = (label[slot, u * words + word] ^ label[slot, v * words + word]) & shared
+                        shared = neighbours[row_u * words + word] & neighbours[row_v * words + word]
+                        through = (label[row_u * words + word] ^ label[row_v * words + word]) & shared
                         ones |= through != zero
                         zeros |= through != shared
                     if ones and zeros:
                         live[slot] = False
-                        label[slot, :] = zero
+                        for vertex in range(first_row * words, (first_row + side) * words):
+                            label[vertex] = zero
                     else:
                         marked = ones
-                for vertex in range(side):
-                    here = component[slot, vertex]
-                    component[slot, vertex] = kept if here == gone else here
-                neighbours[slot, u * words + (v >> 6)] |= one << np.uint64(v & 63)
-                neighbours[slot, v * words + (u >> 6)] |= one << np.uint64(u & 63)
+                for vertex in range(0, side, lanes):
+                    relabel(component, first_row + vertex, kept, gone)
+                neighbours[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
+                neighbours[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
                 if marked:
-                    label[slot, u * words + (v >> 6)] |= one << np.uint64(v & 63)
-                    label[slot, v * words + (u >> 6)] |= one << np.uint64(u & 63)
+                    label[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
+                    label[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
                 place += 1
         return unsettled
 
