@@ -91,12 +91,14 @@ def class_selectivity_score(statistics: UnitStatistics) -> Tensor:
     """``(m_c - m_rest) / (m_c + m_rest)``, with ``m_c`` the mean activation for class c and ``m_rest`` for the others.
 
     Source: Morcos et al., "On the importance of single directions for generalization", arXiv:1803.06959, which takes
-    this value for each unit's best class only; here every class has its own.
+    this value for each unit's best class only; here every class has its own. Where the two means do not add up to more
+    than zero, which after a ReLU is a unit that is never active, the score is NaN.
     """
     mean = _gathered(statistics.activation, "activation")
-    seen = (statistics.images > 0).unsqueeze(1)
+    # A class without images, or one in which all maps of a unit are broken, says nothing about the others.
+    seen = (statistics.images > 0).unsqueeze(1) & mean.isfinite()
     known = torch.where(seen, mean, 0.0)
-    rest = (known.sum(0) - known) / (seen.sum() - seen.long()).clamp(min=1)
+    rest = (known.sum(0) - known) / (seen.sum(0) - seen.long()).clamp(min=1)
     return torch.where(mean + rest > 0, (mean - rest) / (mean + rest), torch.nan)
 
 
@@ -128,7 +130,7 @@ def resolve_criterion(criterion: str | Criterion) -> tuple[str, Criterion]:
     """
     if callable(criterion):
         return getattr(criterion, "__name__", type(criterion).__name__), criterion
-    if criterion not in CRITERIA:
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise SettingError(
             f"criterion={criterion!r} is not known; expected one of {', '.join(CRITERIA)}, or a function from "
             "UnitStatistics to scores [classes, units]."
@@ -143,7 +145,7 @@ def needs_activation(criterion: str | Criterion) -> bool:
 
 def needs_gradient(criterion: str | Criterion) -> bool:
     """Whether a criterion reads gradients of the loss, which cost a backward pass."""
-    return criterion in _NEEDS_GRADIENT
+    return criterion is taylor_score or (isinstance(criterion, str) and criterion in _NEEDS_GRADIENT)
 
 
 def rank_units(score: Tensor) -> Tensor:
@@ -159,9 +161,10 @@ def rank_units(score: Tensor) -> Tensor:
         >>> rank_units(torch.tensor([0.5, float("nan"), 0.9, 0.5])).tolist()
         [2, 0, 3, 1]
     """
-    return score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argsort(
-        dim=-1, descending=True, stable=True
-    )
+    unknown = score.isnan()
+    order = score.masked_fill(unknown, 0).argsort(dim=-1, descending=True, stable=True)
+    # Not as minus infinity, which is a score.
+    return order.gather(-1, unknown.gather(-1, order).long().argsort(dim=-1, stable=True))
 
 
 def rank_overall(order: Tensor, images: Tensor) -> Tensor:
@@ -187,10 +190,12 @@ def score_units(criterion: str | Criterion, statistics: UnitStatistics) -> Tenso
 
     Raises:
         SettingError: if no criterion has that name.
-        DataError: if a function of the user's own returns another shape.
+        DataError: if a function of the user's own returns something else.
     """
     name, function = resolve_criterion(criterion)
     score = function(statistics)
+    if not isinstance(score, Tensor):
+        raise DataError(f"criterion {name!r} returned a {type(score).__name__}; expected a tensor [classes, units].")
     if score.shape != statistics.counts.shape[:2]:
         raise DataError(
             f"criterion {name!r} returned shape {list(score.shape)}; expected [classes, units] = "

@@ -47,7 +47,7 @@ def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     births = counts[..., 1:].to(torch.float64)
     born = births.sum(-1)
     probability = births / born.unsqueeze(-1)
-    entropy = torch.special.entr(probability).sum(-1)
+    entropy = torch.special.entr(probability).sum(-1).abs()  # without births in two bins it would be -0.0
     selective_rate = 1 - born / images
     return entropy, selective_rate, entropy * images / born
 
@@ -65,7 +65,7 @@ def birth_histogram(births: Tensor, targets: Tensor, num_classes: int, *, max_bi
         ``[C, U, max_birth + 1]`` int64 numbers of images.
 
     Raises:
-        DataError: if shapes disagree or a birth point or class index is out of range.
+        DataError: if shapes disagree, or a birth point or class index is not an integer or out of range.
     """
     if births.ndim != 2 or targets.shape != births.shape[:1]:
         raise DataError(
@@ -80,6 +80,8 @@ def birth_histogram(births: Tensor, targets: Tensor, num_classes: int, *, max_bi
 
 
 def _check_range(name: str, values: Tensor, largest: int, bound: str) -> None:
+    if values.is_floating_point():
+        raise DataError(f"{name} has type {str(values.dtype).removeprefix('torch.')}; expected integers.")
     if values.numel() == 0:
         return
     low, high = int(values.min()), int(values.max())
@@ -99,7 +101,7 @@ class FeatureEntropy(Metric):
         **kwargs: passed on to :class:`torchmetrics.Metric`.
 
     Raises:
-        SettingError: if a number is not positive.
+        SettingError: if a number is not a positive integer.
 
     Example:
         >>> import torch
@@ -118,8 +120,8 @@ class FeatureEntropy(Metric):
     def __init__(self, num_classes: int, num_units: int, max_birth: int = 50, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("num_classes", num_classes), ("num_units", num_units), ("max_birth", max_birth)):
-            if value < 1:
-                raise SettingError(f"{name}={value}; expected a positive integer.")
+            if not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name}={value!r}; expected a positive integer.")
         self.num_classes, self.num_units, self.max_birth = num_classes, num_units, max_birth
         self.add_state(
             "counts", torch.zeros(num_classes, num_units, max_birth + 1, dtype=torch.int64), dist_reduce_fx="sum"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -64,10 +66,13 @@ class AblationCurve:
 
     @property
     def sharpest_drop(self) -> int:
-        """Number of ablated units right after which accuracy falls most per unit (the "phase transition")."""
+        """Number of ablated units right after which accuracy falls most per unit (the "phase transition").
+
+        The first such number; NaN counts as no fall.
+        """
         if len(self.ablated) < 2:
             return int(self.ablated[0])
-        slope = self.accuracy.diff() / self.ablated.diff()
+        slope = (self.accuracy.diff() / self.ablated.diff()).nan_to_num(nan=float("inf"))
         return int(self.ablated[int(slope.argmin())])
 
     @property
@@ -93,7 +98,7 @@ class SplitReport:
         images: ``[C]`` int64, images of each class that were used.
         entropy: ``[C, U]`` float64, feature entropy in nats; NaN where no map of the unit has a birth point.
         selective_rate: ``[C, U]`` float64 in [0, 1], share of images without a birth point.
-        ineffectiveness: ``[C, U]`` float64, entropy / (1 - selective rate); NaN where degenerate.
+        ineffectiveness: ``[C, U]`` float64, entropy / (1 - selective rate); NaN where the entropy is.
         non_finite: ``[C, U]`` int64, maps with NaN or infinity, which are left out of the entropy.
         score: ``[C, U]`` float64, what the criterion says of the unit: higher is more effective.
         order: ``[C, U]`` int64, unit indices from the most to the least effective.
@@ -125,7 +130,7 @@ class SplitReport:
     @property
     def random_gap(self) -> float:
         """Area between the random and the most-first accuracy curve: what an uninformed least-first order would get."""
-        if "random" not in self.curves:
+        if "random" not in self.curves or "most_first" not in self.curves:
             return float("nan")
         return self.curves["random"].area - self.curves["most_first"].area
 
@@ -199,9 +204,9 @@ class UnitReport:
     def save(self, path: str | Path) -> None:
         """Write the report to ``path`` as a compressed ``.npz`` archive that loads without pickle."""
         arrays, meta = _flatten(self)
-        packed = {key: value.numpy() for key, value in arrays.items()}
+        packed: dict[str, Any] = {key: value.numpy() for key, value in arrays.items()}
         with Path(path).open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **packed)
+            np.savez_compressed(file, meta=np.array(json.dumps(meta)), **packed)
 
     @classmethod
     def load(cls, path: str | Path) -> UnitReport:
@@ -210,11 +215,16 @@ class UnitReport:
         Raises:
             DataError: if the file is not such a report, or was written by a newer version of the package.
         """
-        with np.load(Path(path), allow_pickle=False) as archive:
-            if "meta" not in archive.files:
-                raise DataError(f"{path} is not a unit report: it has no 'meta' entry. Write one with UnitReport.save.")
-            meta = json.loads(str(archive["meta"]))
-            arrays = {key: torch.from_numpy(archive[key]) for key in archive.files if key != "meta"}
+        expected = "expected a file that UnitReport.save wrote."
+        with Path(path).open("rb") as file:
+            try:
+                stored = np.load(file, allow_pickle=False)
+            except (ValueError, EOFError, BadZipFile) as error:
+                raise DataError(f"{path} is not a unit report: it is no .npz archive; {expected}") from error
+            if isinstance(stored, np.ndarray) or "meta" not in stored.files:
+                raise DataError(f"{path} is not a unit report: it has no 'meta' entry; {expected}")
+            meta = json.loads(str(stored["meta"]))
+            arrays = {key: torch.from_numpy(stored[key]) for key in stored.files if key != "meta"}
         return _unflatten(arrays, meta)
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,7 +234,11 @@ class UnitReport:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> UnitReport:
-        """Inverse of :meth:`state_dict`."""
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            DataError: if a newer version of the package wrote it.
+        """
         return _unflatten(dict(state["arrays"]), json.loads(state["meta"]))
 
     def to_pandas(self) -> pd.DataFrame:
@@ -239,10 +253,9 @@ class UnitReport:
             raise ImportError("UnitReport.to_pandas needs pandas: pip install pandas") from error
         return pd.DataFrame(list(_rows(self)))
 
-    def table(self) -> str:
-        """A compact text table, one row a layer: entropy, selective rate, role shares in percent, ranking gap."""
-        header = ("layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", "gap")
-        rows: list[tuple[str, ...]] = [header]
+    def rows(self) -> list[list[str]]:
+        """The table's cells, head first, one row a layer: entropy, selective rate, role shares, ranking gap."""
+        rows = [["layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", "gap"]]
         for layer in self.layers.values():
             shares = layer.role_shares
             roles = [
@@ -250,24 +263,40 @@ class UnitReport:
                 for role in (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
             ]
             rows.append(
-                (
+                [
                     layer.name,
                     str(layer.num_units),
                     "x".join(map(str, layer.map_size)),
                     f"{_finite_mean(layer.val.entropy):.2f}",
                     f"{_finite_mean(layer.val.selective_rate):.2f}",
                     *roles,
-                    "-" if layer.ranking_gap != layer.ranking_gap else f"{layer.ranking_gap:+.3f}",
-                )
+                    "-" if math.isnan(layer.ranking_gap) else f"{layer.ranking_gap:+.3f}",
+                ]
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-            )
-            for row in rows
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return rows
+
+    def table(self) -> str:
+        """:meth:`rows` as plain text."""
+        return text_table(self.rows())
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left and the others to the right; a line under the first row.
+
+    Example:
+        >>> print(text_table([["layer", "units"], ["conv1", "8"]]))
+        layer  units
+        ------------
+        conv1      8
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _finite_mean(values: Tensor) -> float:

@@ -66,18 +66,22 @@ def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: Group
     groups = targets if group_fn is None else group_fn(targets)
     name = "targets" if group_fn is None else "group_fn(targets)"
     advice = "" if group_fn else " Pass group_fn= if images are to be grouped by something other than one label each."
-    if not isinstance(groups, Tensor):
+    found = describe(groups)
+    try:
         groups = torch.as_tensor(groups)
-    if groups.is_floating_point() or groups.ndim != 1:
-        raise DataError(f"{name} is {describe(groups)}; expected [B] integers, one class index for each image.{advice}")
+    except (TypeError, ValueError, RuntimeError):
+        groups = torch.empty(0, 0)
+    if groups.is_floating_point() or groups.is_complex() or groups.ndim != 1:
+        raise DataError(f"{name} is {found}; expected [B] integers, one class index for each image.{advice}")
     if len(groups) != batch_size:
         raise DataError(f"{name} has {len(groups)} entries for a batch of {batch_size} images; expected one each.")
+    groups = groups.long()
     if groups.device.type == "cpu" and len(groups) and not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
         raise DataError(
             f"{name} holds labels from {int(groups.min())} to {int(groups.max())}; expected 0 to {num_groups - 1}, as "
             f"the model tells {num_groups} classes apart. Pass num_classes= if that number is wrong."
         )
-    return groups.long()
+    return groups
 
 
 def single_group(targets: Any) -> Tensor:
@@ -112,15 +116,18 @@ def first_of_each(groups: Tensor, seen: Tensor, quota: Tensor) -> Tensor:
 
 
 def count_images(inputs: Any) -> int:
-    """Length of the first dimension of the first tensor in ``inputs``.
+    """Length of the first dimension of the first tensor in ``inputs`` that has one.
 
     Raises:
-        DataError: if there is no tensor in it.
+        DataError: if there is none.
     """
     sizes: list[int] = []
-    apply_to_collection(inputs, Tensor, lambda values: sizes.append(len(values)))
+    apply_to_collection(inputs, Tensor, lambda values: sizes.extend(values.shape[:1]))
     if not sizes:
-        raise DataError(f"The inputs of a batch are {describe(inputs)}, which holds no tensor. Pass batch_fn=.")
+        raise DataError(
+            f"The inputs of a batch are {describe(inputs)}; expected a tensor [B, ...] or a collection that holds one. "
+            "Pass batch_fn=, a function from a batch to (inputs, targets)."
+        )
     return sizes[0]
 
 

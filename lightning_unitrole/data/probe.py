@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -17,12 +18,15 @@ from lightning_unitrole.data.loaders import (
     DataSource,
     as_batches,
     has_indices,
+    own_batches,
     own_loader,
     sampled_indices,
     stored_labels,
 )
+from lightning_unitrole.errors import DataError
 
 _CACHE_BYTES = 128 * 2**20
+_LABELS_TO_CHECK = 32
 
 
 @dataclass(frozen=True)
@@ -34,20 +38,41 @@ class ProbeBatch:
 
     def select(self, rows: Tensor) -> ProbeBatch:
         """The images at ``rows``."""
-        size = len(self.groups)
+        batch = apply_to_collection(self.batch, _PER_IMAGE, _pick, rows, len(self.groups))
+        return ProbeBatch(batch, self.groups[rows])
 
-        def pick(values: Tensor) -> Tensor:
-            per_image = values.ndim > 0 and len(values) == size
-            return values[rows.to(values.device)] if per_image else values
+    def copy(self) -> ProbeBatch:
+        """The same with tensors of its own."""
+        return ProbeBatch(apply_to_collection(self.batch, Tensor, torch.clone), self.groups)
 
-        return ProbeBatch(apply_to_collection(self.batch, Tensor, pick), self.groups[rows])
+
+_PER_IMAGE = (Tensor, np.ndarray, list, tuple)
+
+
+def _pick(values: Any, rows: Tensor, size: int) -> Any:
+    """The entries at ``rows`` of what has one entry for each of ``size`` images, and everything else as it is."""
+    if isinstance(values, Tensor):
+        return values[rows.to(values.device)] if values.shape[:1] == (size,) else values
+    if isinstance(values, np.ndarray):
+        return values[rows.numpy()] if values.shape[:1] == (size,) else values
+    # Such as labels or file names. A list of tensors is one of fields, and each field has its own entries.
+    if len(values) == size and not any(isinstance(value, (*_PER_IMAGE, Mapping)) for value in values):
+        picked = [values[row] for row in rows.tolist()]
+        return picked if isinstance(values, list) else tuple(picked)
+    fields = [apply_to_collection(value, _PER_IMAGE, _pick, rows, size) for value in values]
+    return type(values)(*fields) if hasattr(values, "_fields") else type(values)(fields)
 
 
 class Probe:
     """The first images of every group of a data source, in the source's own order, read again at will.
 
     Reading goes through iterators of the probe's own. Where the source is a map-style dataset only the wanted images
-    are read, and a random augmentation draws the same numbers for an image whenever and wherever it is read.
+    are read, and a random augmentation draws the same numbers for an image whenever and wherever it is read, be it from
+    the global random states or from a generator that the dataset or its transforms hold. All of them are left as they
+    were. A dataset that keeps other state, such as a counter, is not protected from being read.
+
+    A source without indices, such as an iterable dataset, is read from its beginning each time until every group is
+    full, so an endless one must have images of every group. With several processes, each must see the same stream.
 
     Args:
         source: a ``DataLoader``, a map-style ``Dataset``, or an iterable of batches that can be iterated repeatedly.
@@ -89,6 +114,9 @@ class Probe:
 
         Labels come from the dataset's ``targets`` where it has them; else the source is read until every group is
         full. The answer is kept.
+
+        Raises:
+            DataError: if the batches do not fit: no labels, labels out of range, or not one for each image.
         """
         if self._available is None:
             quota = torch.full((self.num_groups,), self.images_per_group)
@@ -99,7 +127,7 @@ class Probe:
                 self._available = torch.zeros(self.num_groups, dtype=torch.int64)
                 for batch in self._select_from_stream(quota, shard=0, shards=1):
                     self._available += torch.bincount(batch.groups, minlength=self.num_groups)
-        return self._available
+        return self._available.clone()
 
     def remember(self, indices: Tensor, groups: Tensor) -> None:
         """Take these dataset indices ``[N]`` and their groups ``[N]`` as the probe, instead of looking for them."""
@@ -119,17 +147,21 @@ class Probe:
             quota: ``[C]`` int64, at most what :meth:`available` says.
             shard: index of this process.
             shards: number of processes among which the images are dealt out.
+
+        Raises:
+            DataError: if the batches do not fit, or an image has another label than when it was chosen.
         """
         key = (*quota.tolist(), shard, shards)
         if key in self._cache:
-            yield from self._cache[key]
+            # Copies, because a model may work on its inputs in place.
+            yield from (batch.copy() for batch in self._cache[key])
             return
         kept: list[ProbeBatch] | None = []
         size = 0
         for batch in self._read(quota, shard, shards):
             if kept is not None:
                 size += _num_bytes(batch)
-                kept = [*kept, batch] if size <= _CACHE_BYTES else None
+                kept = [*kept, batch.copy()] if size <= _CACHE_BYTES else None
             yield batch
         if kept is not None:
             self._cache[key] = kept
@@ -144,10 +176,33 @@ class Probe:
             yield from self._select_from_stream(quota, shard=shard, shards=shards)
             return
         assert isinstance(self.source, DataLoader)
-        wanted = [indices[:size] for indices, size in zip(self._indices, quota.tolist(), strict=True)]
-        indices = sorted(itertools.chain.from_iterable(wanted))[shard::shards]
-        for batch in own_loader(self.source, indices, seed=self.seed):
-            yield self._grouped(batch)
+        wanted = {
+            index: group
+            for group, (indices, size) in enumerate(zip(self._indices, quota.tolist(), strict=True))
+            for index in indices[:size]
+        }
+        for chunk, batch in self._read_indices(self.source, sorted(wanted)[shard::shards]):
+            for index, group in zip(chunk, batch.groups.tolist(), strict=True):
+                if group != wanted[index]:
+                    raise DataError(
+                        f"The {self.name} image with index {index} has label {group}; it was {wanted[index]} when the "
+                        "image was chosen. Labels must be the same each time. If the dataset's 'targets' are not the "
+                        "labels that it yields, pass group_fn=lambda targets: targets."
+                    )
+            yield batch
+
+    def _read_indices(self, loader: DataLoader[Any], indices: Sequence[int]) -> Iterator[tuple[list[int], ProbeBatch]]:
+        own = own_loader(loader, indices, seed=self.seed)
+        unread = iter(indices)
+        for batch in own:
+            grouped = self._grouped(batch)
+            chunk = list(itertools.islice(unread, own.batch_size))
+            if len(grouped.groups) != len(chunk):
+                raise DataError(
+                    f"The collate_fn of the {self.name} data made {len(grouped.groups)} images out of {len(chunk)}, so "
+                    "which they are cannot be told. Pass a list of batches, or a DataLoader without that collate_fn."
+                )
+            yield chunk, grouped
 
     def _grouped(self, batch: Any) -> ProbeBatch:
         inputs, targets = split_batch(batch, self.batch_fn)
@@ -157,7 +212,7 @@ class Probe:
     def _select_from_stream(self, quota: Tensor, *, shard: int, shards: int) -> Iterator[ProbeBatch]:
         seen = torch.zeros_like(quota)
         taken = 0
-        for batch in self.source:
+        for batch in own_batches(self.source, seed=self.seed):
             whole = self._grouped(batch)
             rows = first_of_each(whole.groups, seen, quota).nonzero().flatten()
             start = (shard - taken) % shards
@@ -178,11 +233,9 @@ class Probe:
 
     def _read_labels(self, loader: DataLoader[Any], indices: Sequence[int], quota: Tensor) -> Iterator[tuple[int, int]]:
         remaining = quota.clone()
-        unread = iter(indices)
-        for batch in own_loader(loader, indices, seed=self.seed):
-            groups = self._grouped(batch).groups
-            yield from zip(itertools.islice(unread, len(groups)), groups.tolist(), strict=True)
-            remaining -= torch.bincount(groups, minlength=self.num_groups)
+        for chunk, batch in self._read_indices(loader, indices):
+            yield from zip(chunk, batch.groups.tolist(), strict=True)
+            remaining -= torch.bincount(batch.groups, minlength=self.num_groups)
             if bool((remaining <= 0).all()):
                 return
 
@@ -201,11 +254,10 @@ class Probe:
         return found
 
     def _labels_hold(self, loader: DataLoader[Any], found: list[list[int]]) -> bool:
-        """Whether the dataset yields the labels that it stores, seen on the first image of each group."""
-        firsts = {indices[0]: group for group, indices in enumerate(found) if indices}
-        indices = sorted(firsts)[:16]
-        yielded = [self._grouped(batch).groups for batch in own_loader(loader, indices, seed=self.seed)]
-        return not yielded or torch.cat(yielded).tolist() == [firsts[index] for index in indices]
+        """Whether the dataset yields the labels that it stores, seen on the first and the last image of each group."""
+        stored = {index: group for group, indices in enumerate(found) for index in (*indices[:1], *indices[-1:])}
+        read = self._read_indices(loader, sorted(stored)[:_LABELS_TO_CHECK])
+        return all([stored[index] for index in chunk] == batch.groups.tolist() for chunk, batch in read)
 
 
 def _num_bytes(batch: ProbeBatch) -> int:
