@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE, trivial_births
+from lightning_unitrole.topology.ordering import as_integers
 
 _MIN_WORK = 1 << 16
 """Elements below which a second thread costs more than it brings."""
@@ -32,13 +33,6 @@ _SLICES_PER_THREAD = 4
 
 UNSETTLED = -2
 """What the compiled scan returns for a map whose ties need more than one class."""
-
-_INTEGER_VIEW = {
-    torch.float32: (torch.int32, 0x7F800000),
-    torch.float16: (torch.int16, 0x7C00),
-    torch.bfloat16: (torch.int16, 0x7F80),
-}
-"""Integer type of the same width, and its bits of infinity."""
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -79,20 +73,19 @@ def count(maps: Tensor, groups: Tensor, counts: Tensor, non_finite: Tensor, step
 
 def _births(maps: Tensor, images: NDArray[np.int64], steps: int) -> NDArray[np.int32]:
     """Births ``[len(images), U]`` of the chosen images of ``maps [B, U, H, W]``."""
-    if maps.dtype not in _INTEGER_VIEW:
+    if maps.dtype == torch.float64:  # these are copied, so only the chosen ones
         maps, images = maps[torch.from_numpy(images)], np.arange(len(images))
-        maps = _ranks(maps) if maps.dtype == torch.float64 else maps.float()
-    integer, infinity = _INTEGER_VIEW.get(maps.dtype, (torch.int32, 0x7F800000))
+    integers, infinity = as_integers(maps)
     units, height, width = maps.shape[1:]
     births = np.empty((len(images), units), np.int32)
     # A flat view of everything between the first and the last element, whatever the strides.
-    span = 1 + sum((size - 1) * stride for size, stride in zip(maps.shape, maps.stride(), strict=True))
-    flat = maps.view(integer).as_strided((span,), (1,)).numpy()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(integers.shape, integers.stride(), strict=True))
+    flat = integers.as_strided((span,), (1,)).numpy()
     kernel = _kernels().scan(height, width, flat.dtype.itemsize)
     out = births.reshape(-1)
 
     def run(begin: int, end: int) -> int:
-        unsettled: int = kernel(flat, images, *maps.stride(), units, height, width, steps, infinity, begin, end, out)
+        unsettled: int = kernel(flat, images, *integers.stride(), units, height, width, steps, infinity, begin, end, out)
         return unsettled
 
     if sum(_in_threads(run, births.size, height * width)):
@@ -115,17 +108,6 @@ def _in_threads(run: Callable[[int, int], int], maps: int, elements: int) -> lis
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Threads of this process (a forked child must not inherit its parent's)."""
     return ThreadPoolExecutor(threads, thread_name_prefix="birth-points")
-
-
-def _ranks(maps: Tensor) -> Tensor:
-    """Dense ranks of float64 ``maps [B, U, H, W]`` within each map: int32, same order; non-finite maps stay so."""
-    flat = maps.flatten(2)
-    value, order = flat.sort(dim=2)
-    rank = torch.zeros_like(order, dtype=torch.int32)
-    rank[:, :, 1:] = (value[:, :, 1:] != value[:, :, :-1]).cumsum(2)
-    ranks = torch.empty_like(rank).scatter_(2, order, rank)
-    ranks[~torch.isfinite(flat).all(2)] = 0x7F800000
-    return ranks.view(maps.shape)
 
 
 def _kernels() -> Any:
