@@ -46,8 +46,10 @@ STATISTICS = UnitStatistics(
     sensitivity=_double([[0.1, 0.3, 0.0], [0.2, 0.0, 0.4]]),
 )
 
+NO_BIRTHS = torch.zeros(3, 1, 3)
+
 SCORES = {
-    # The last unit has no birth for class 0, and for class 1 the first has ineffectiveness 0, which few images can fake.
+    # The last unit has no birth for class 0; the first has ineffectiveness 0 for class 1, too low to be believed.
     "feature_entropy": [[-LN2, -2 * LN2, NAN], [NAN, -(2 * LN2 - 0.75 * math.log(3)), -LN2]],
     "filter_norm": [[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]],
     "apoz": [[-0.25, -0.5, -1.0], [0.0, -0.75, -1.0]],
@@ -88,7 +90,7 @@ def test_class_selectivity_compares_with_the_mean_of_the_other_classes() -> None
         STATISTICS,
         images=torch.tensor([2, 5, 3]),
         activation=_double([[6.0], [1.0], [3.0]]),
-        counts=torch.zeros(3, 1, 3),
+        counts=NO_BIRTHS,
     )
     torch.testing.assert_close(
         score_units("class_selectivity", statistics), _double([[4 / 8], [-3.5 / 5.5], [-0.5 / 6.5]])
@@ -101,7 +103,7 @@ def test_class_selectivity_leaves_out_classes_without_images(missing: float) -> 
         STATISTICS,
         images=torch.tensor([2, 0, 3]),
         activation=_double([[6.0], [missing], [2.0]]),
-        counts=torch.zeros(3, 1, 3),
+        counts=NO_BIRTHS,
     )
     score = score_units("class_selectivity", statistics)
     torch.testing.assert_close(score[[0, 2]], _double([[0.5], [-0.5]]))
@@ -112,7 +114,7 @@ def test_class_selectivity_of_one_class_survives_broken_maps_in_another() -> Non
         STATISTICS,
         images=torch.tensor([2, 4, 3]),
         activation=_double([[6.0], [NAN], [2.0]]),
-        counts=torch.zeros(3, 1, 3),
+        counts=NO_BIRTHS,
     )
     torch.testing.assert_close(
         score_units("class_selectivity", statistics), _double([[0.5], [NAN], [-0.5]]), equal_nan=True
