@@ -16,12 +16,12 @@ from lightning_unitrole import UnitRoleMonitor
 
 
 class SmallVGG(pl.LightningModule):
-    """Six convolutions at four resolutions, from 32x32 down to 4x4."""
+    """Five convolutions at three resolutions, from 32x32 down to 8x8."""
 
     def __init__(self, learning_rate: float = 2e-3) -> None:
         super().__init__()
         self.learning_rate = learning_rate
-        widths = (16, "pool", 32, 32, "pool", 48, 48, "pool", 64)
+        widths = (16, "pool", 32, 32, "pool", 48, 64)
         layers: list[nn.Module] = []
         channels = 1
         for width in widths:
@@ -85,10 +85,10 @@ def digits(batch_size: int = 64) -> tuple[DataLoader, DataLoader]:
 def main() -> None:
     """Train, analyse, and say where to look."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--every-n-epochs", type=int, default=1, help="analyse every n-th epoch")
-    parser.add_argument("--images-per-class", type=int, default=40)
-    parser.add_argument("--ablation-points", type=int, default=32)
+    parser.add_argument("--images-per-class", type=int, default=20)
+    parser.add_argument("--ablation-points", type=int, default=20)
     parser.add_argument("--log-dir", default="logs")
     arguments = parser.parse_args()
 

@@ -15,7 +15,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_unitrole.ablation import AblationRequest, ScoreFn, ablation_curves, first_tensor
+from lightning_unitrole.ablation import AblationRequest, ScoreFn, ablation_curves, classification_score, first_tensor
 from lightning_unitrole.criteria import (
     Criterion,
     UnitStatistics,
@@ -336,9 +336,9 @@ class UnitAnalysis:
             score_fn=self.settings.score_fn,
             reduce=runtime.reduce,
         )
-        named = dict(zip(requests, curves, strict=True))
-        by_class = tuple(named.get(f"class {index}") for index in range(self.num_classes))
-        return {name: named[name] for name in ("least_first", "most_first", "random")}, by_class
+        named = {name: curve for name, curve in zip(requests, curves, strict=True) if curve is not None}
+        by_class = tuple(named.pop(f"class {index}", None) for index in range(self.num_classes))
+        return named, by_class
 
     def _sensitivity(self, probe: Probe, quota: Tensor) -> dict[str, Tensor]:
         """``[C, U]`` sums over images of ``|sum over the map of activation x gradient of the loss|``, by layer."""
@@ -360,7 +360,7 @@ class UnitAnalysis:
                 groups = batch.groups.to(runtime.device)
                 tapped.clear()
                 tap.reset()
-                loss, _ = score_fn(first_tensor(runtime.forward(inputs)), targets)
+                loss, _ = score_fn(runtime.forward(inputs), targets)
                 names = list(tapped)
                 gradients = torch.autograd.grad(loss.sum(), [tapped[name] for name in names], allow_unused=True)
                 for name, gradient in zip(names, gradients, strict=True):

@@ -223,11 +223,11 @@ class UnitRoleMonitor(pl.Callback):
             return
         with self._going_on(trainer), torch.inference_mode(False):
             report = self._analyze(trainer, recording)
-            if self.report is not None:
-                self.history.append(self.report)
-            self.report = report
+            before, self.report = self.report, report
+            if before is not None:
+                self.history.append(before)
             if trainer.is_global_zero:
-                scalars = self._logs.log(report, trainer.loggers)
+                scalars = self._logs.log(report, trainer.loggers, before=before)
                 trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -11,25 +11,28 @@ Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``
 ``unitrole/<layer>/role_share/train_only``             the same
 ``unitrole/<layer>/role_share/val_only``               the same
 ``unitrole/<layer>/role_share/neither``                the same
+``unitrole/<layer>/role_stability``                    share of the pairs with the role of the report before, 0 to 1
 =====================================================  =====================================================
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
 not logged. TensorBoard gets under the same prefix: histograms ``unitrole/<layer>/feature_entropy`` and
-``unitrole/<layer>/ineffectiveness`` (validation), figures ``unitrole/<layer>/ablation`` and ``unitrole/<layer>/roles``,
-a layout of the "Custom scalars" dashboard that puts the four role shares of a layer into one chart, and what the tab
-"Unit roles" shows.
+``unitrole/<layer>/ineffectiveness`` (validation), figures ``unitrole/<layer>/ablation`` and ``unitrole/<layer>/roles``
+and, where criteria are compared, ``unitrole/<layer>/criteria``, the texts ``unitrole/report`` and
+``unitrole/role_transitions``, a layout of the "Custom scalars" dashboard that puts the four role shares of a layer into
+one chart, and what the tab "Unit roles" shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_unitrole.figures import ablation_figure, role_map_figure
+from lightning_unitrole.figures import ROLE_LABELS, ablation_figure, role_map_figure
 from lightning_unitrole.results import SPLITS, SplitReport, UnitReport, UnitRole
+from lightning_unitrole.roles import role_transitions, stability
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 PREFIX = "unitrole"
@@ -76,22 +79,32 @@ class ReportLogger:
         # What the tab has been told so far, by directory of the logs.
         self._tabs: dict[str, PluginState] = {}
 
-    def log(self, report: UnitReport, loggers: Iterable[Any]) -> dict[str, float]:
+    def log(self, report: UnitReport, loggers: Iterable[Any], *, before: UnitReport | None = None) -> dict[str, float]:
         """Log a report; every logger gets the scalars, TensorBoard the rest too.
+
+        Args:
+            report: what to log.
+            loggers: Lightning loggers.
+            before: the report before it, to tell what changed.
 
         Returns:
             The scalars that were logged.
         """
+        changes = {} if before is None else role_changes(before, report)
         scalars = report_scalars(report)
+        scalars |= {f"{PREFIX}/{name}/role_stability": stability(change) for name, change in changes.items()}
         for logger in loggers:
             logger.log_metrics({**scalars, "epoch": report.epoch}, step=report.global_step)
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
-                self._log_to_tensorboard(report, writer)
+                self._log_to_tensorboard(report, changes, writer)
         return scalars
 
-    def _log_to_tensorboard(self, report: UnitReport, writer: Any) -> None:
+    def _log_to_tensorboard(self, report: UnitReport, changes: Mapping[str, Tensor], writer: Any) -> None:
         step = report.global_step
+        writer.add_text(f"{PREFIX}/report", markdown_table(report.rows()), step)
+        if changes:
+            writer.add_text(f"{PREFIX}/role_transitions", _transition_tables(changes), step)
         # The newest layout is the one that is shown, so writing it with every report costs little and suits a run that
         # is resumed into a new file.
         writer.add_custom_scalars(scalar_layout(report.layers))
@@ -107,6 +120,33 @@ class ReportLogger:
         directory = writer.get_logdir()
         self._tabs[directory] = write_report(writer, report, step=step, known=self._tabs.get(directory))
         writer.flush()
+
+
+def role_changes(before: UnitReport, after: UnitReport) -> dict[str, Tensor]:
+    """``[4, 4]`` role transitions of each layer that has roles, and as many units, in both reports."""
+    return {
+        name: role_transitions(before.layers[name].roles, layer.roles)
+        for name, layer in after.layers.items()
+        if name in before.layers and layer.role_shares and before.layers[name].roles.shape == layer.roles.shape
+    }
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _transition_tables(changes: Mapping[str, Tensor]) -> str:
+    """One table a layer: row, the role before; column, the role now; numbers of (class, unit) pairs."""
+    names = [ROLE_LABELS[role] for role in UnitRole]
+    tables = []
+    for layer, counts in changes.items():
+        rows = [["from \\ to", *names]]
+        rows += [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
+        tables.append(f"**{layer}**, unchanged {100 * stability(counts):.0f} %\n\n{markdown_table(rows)}")
+    return "\n\n".join(tables)
 
 
 def finite_values(values: Tensor) -> Tensor:

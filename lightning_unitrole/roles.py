@@ -86,3 +86,20 @@ def role_transitions(before: Tensor, after: Tensor) -> Tensor:
     known = (before != NO_ROLE) & (after != NO_ROLE)
     flat = before[known].long() * len(UnitRole) + after[known].long()
     return torch.bincount(flat, minlength=len(UnitRole) ** 2).view(len(UnitRole), len(UnitRole))
+
+
+def stability(transitions: Tensor) -> float:
+    """Share of the (class, unit) pairs that kept their role.
+
+    Args:
+        transitions: ``[4, 4]`` from :func:`role_transitions`.
+
+    Returns:
+        A share in [0, 1]; NaN where no pair has a role.
+
+    Example:
+        >>> stability(torch.tensor([[3, 1], [0, 4]]))
+        0.875
+    """
+    total = int(transitions.sum())
+    return int(transitions.diagonal().sum()) / total if total else float("nan")
