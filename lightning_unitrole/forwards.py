@@ -7,12 +7,14 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.isolation import preserve_rng
+
+Leaf = TypeVar("Leaf")
 
 
 @contextlib.contextmanager
@@ -68,45 +70,55 @@ def eager(model: nn.Module) -> Iterator[None]:
             attributes[name] = value
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(value, Tensor):
+def leaves(value: Any, kind: type[Leaf]) -> Iterator[Leaf]:
+    """Everything of one type in nested tuples, lists, mappings, slices and dataclasses, in order."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
+            yield from leaves(item, kind)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
+            yield from leaves(item, kind)
     elif isinstance(value, slice):
-        yield from tensors_in((value.start, value.stop, value.step))
+        yield from leaves((value.start, value.stop, value.step), kind)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name))
+            yield from leaves(getattr(value, field.name), kind)
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same nested structure with ``change`` applied to every tensor; a part without tensors is handed back."""
-    if isinstance(value, Tensor):
+def map_leaves(value: Any, kind: type[Leaf], change: Callable[[Leaf], Any]) -> Any:
+    """The same nested structure with ``change`` applied to everything of one type; parts without it are handed back."""
+    if isinstance(value, kind):
         return change(value)
-    if next(tensors_in(value), None) is None:
+    if next(leaves(value, kind), None) is None:
         return value
     if isinstance(value, tuple):
-        items = [map_tensors(item, change) for item in value]
+        items = [map_leaves(item, kind, change) for item in value]
         if hasattr(value, "_fields"):
             return type(value)(*items)
         return tuple(items) if type(value) is tuple else type(value)(items)
     if isinstance(value, list):
-        return [map_tensors(item, change) for item in value]
+        return [map_leaves(item, kind, change) for item in value]
     if isinstance(value, Mapping):
         changed: Any = copy.copy(value)
         for key, item in value.items():
-            changed[key] = map_tensors(item, change)
+            changed[key] = map_leaves(item, kind, change)
         return changed
     if isinstance(value, slice):
-        return slice(*(map_tensors(part, change) for part in (value.start, value.stop, value.step)))
-    fields = {field.name: map_tensors(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+        return slice(*(map_leaves(part, kind, change) for part in (value.start, value.stop, value.step)))
+    fields = {field.name: map_leaves(getattr(value, field.name), kind, change) for field in dataclasses.fields(value)}
     return dataclasses.replace(value, **fields)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nested structure, in order; see :func:`leaves`."""
+    return leaves(value, Tensor)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nested structure with ``change`` applied to every tensor; see :func:`map_leaves`."""
+    return map_leaves(value, Tensor, change)
 
 
 def batch_size(inputs: Any) -> int | None:

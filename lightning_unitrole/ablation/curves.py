@@ -1,0 +1,188 @@
+"""Cumulative ablation: curves over the number of units that are switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest, Batches, model_device
+from lightning_unitrole.ablation.points import coarse_points, refined_points
+from lightning_unitrole.ablation.scores import ScoreFn
+from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.forwards import batch_size, map_tensors, take_rows
+from lightning_unitrole.results import AblationCurve
+from lightning_unitrole.units import UnitLayer, find_unit_layers, select_layers
+
+
+def cumulative_ablation(
+    model: nn.Module,
+    layer: str | UnitLayer,
+    order: Tensor | Sequence[int],
+    data: Iterable[Any],
+    *,
+    points: int | None = None,
+    forward: Callable[[Any], Any] | None = None,
+    score_fn: ScoreFn | None = None,
+    max_memory: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> AblationCurve:
+    """Switch the units of a layer off one after another, and measure the model after each.
+
+    A unit is off when its map, after normalisation and activation, is zero. The model runs in evaluation mode and
+    without gradients; modes, buffers and random states are left as they were. The result is that of a full forward pass
+    for each point, at about the cost of one full pass plus, for each point, one through what lies behind the layer.
+
+    Args:
+        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure with them.
+        layer: name of a convolution, or a layer from :func:`~lightning_unitrole.units.find_unit_layers`.
+        order: ``[U]`` units in the order in which they are switched off, every unit once.
+        data: batches ``(inputs, targets)``, a list or a ``DataLoader`` that gives the same ones each time; tensors are
+            moved to the model's device.
+        points: ``None`` measures every number of units from none to all; an integer measures about so many: a coarse
+            grid, then what locates the turning point exactly on curves with one valley, see
+            :func:`~lightning_unitrole.ablation.points.refined_points`.
+        forward: called with the inputs instead of ``model``.
+        score_fn: from the model's outputs and the targets to the loss ``[N]`` and the score ``[N]`` of each image; by
+            default cross-entropy in nats, top-1 accuracy, and top-5 accuracy where there are more than 5 classes.
+        max_memory: bytes that the repeated part may need, about; see
+            :class:`~lightning_unitrole.ablation.engine.AblationEngine`.
+        progress: called after each batch.
+
+    Raises:
+        SettingError: if the layer is unknown, the order is not a permutation of its units, or a number is out of range.
+        DataError: if there are no images, or labels and outputs do not fit; the message says what was found.
+
+    Source: arXiv:2103.09716v1, section 4 (cumulative unit ablation).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> conv = nn.Conv2d(1, 4, 3, padding=1)
+        >>> model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> data = [(torch.rand(2, 1, 8, 8), torch.tensor([0, 2]))]
+        >>> cumulative_ablation(model, "0", [2, 0, 1, 3], data).ablated.tolist()
+        [0, 1, 2, 3, 4]
+    """
+    device = model_device(model)
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        for entry in data:
+            if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+                raise DataError(f"A batch of data is a {type(entry).__name__}; expected a pair (inputs, targets).")
+            inputs, targets = map_tensors(tuple(entry), lambda tensor: tensor.to(device))
+            yield inputs, targets
+
+    if points is not None and iter(data) is data:
+        raise SettingError(
+            f"data is a {type(data).__name__}, which gives its batches only once; points={points} needs them several "
+            "times. Pass a list or a DataLoader."
+        )
+    batches_now: Batches = batches
+    if not isinstance(layer, UnitLayer):
+        if iter(data) is data:
+            held = list(batches())
+            batches_now = partial(iter, held)
+        layer = _find_layer(model, layer, forward or model, batches_now)
+    curves = ablation_curves(
+        model,
+        layer,
+        [AblationRequest(torch.as_tensor(order))],
+        batches_now,
+        points=points,
+        forward=forward,
+        score_fn=score_fn,
+        max_memory=max_memory,
+        progress=progress,
+    )
+    if curves[0] is None:
+        raise DataError(f"Layer {layer.name!r}: data has no images; expected at least one batch (inputs, targets).")
+    return curves[0]
+
+
+def ablation_curves(
+    model: nn.Module,
+    layer: UnitLayer,
+    requests: Sequence[AblationRequest],
+    batches: Batches,
+    *,
+    points: int | None = None,
+    forward: Callable[[Any], Any] | None = None,
+    score_fn: ScoreFn | None = None,
+    max_memory: int | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    progress: Callable[[], None] | None = None,
+) -> list[AblationCurve | None]:
+    """Several curves of one layer at once; see :func:`cumulative_ablation`.
+
+    Args:
+        model: the model.
+        layer: the layer.
+        requests: orders, and the images that count for each.
+        batches: gives the same batches each time it is called, on the model's device: ``(inputs, targets)``, or with
+            ``groups [B]`` as a third entry where a request names a group.
+        points: about how many points each curve has; ``None`` for every number of units.
+        forward: called with the inputs instead of ``model``.
+        score_fn: loss and score of each image.
+        max_memory: bytes that the repeated part may need, about.
+        reduce: adds a tensor on the model's device over processes. Turning points are located on the sums of all
+            processes, so that each of them measures the same points.
+        progress: called after each batch, in each round of measuring.
+
+    Returns:
+        A curve for each request; ``None`` where no image counts.
+    """
+    engine = AblationEngine(model, layer, batches, forward=forward, score_fn=score_fn, max_memory=max_memory)
+    numbers = [coarse_points(layer.num_units, points)] * len(requests)
+    known = [_Points() for _ in requests]
+    while any(len(of_request) for of_request in numbers):
+        sums = engine.measure(requests, numbers, progress or (lambda: None))
+        if reduce is not None:
+            device = model_device(model)
+            total = reduce(torch.cat(sums).to(device)).cpu()
+            sums = list(torch.split(total, [len(part) for part in sums]))
+        for of_request, more, part in zip(known, numbers, sums, strict=True):
+            of_request.add(more, part)
+        numbers = [of_request.wanted(points) for of_request in known]
+    return [of_request.curve() for of_request in known]
+
+
+class _Points:
+    """The points of one curve that were measured so far."""
+
+    def __init__(self) -> None:
+        self.ablated = torch.empty(0, dtype=torch.int64)
+        self.sums = torch.empty(0, 4, dtype=torch.float64)
+
+    def add(self, ablated: Tensor, sums: Tensor) -> None:
+        merged = torch.cat([self.ablated, ablated])
+        order = merged.argsort()
+        self.ablated, self.sums = merged[order], torch.cat([self.sums, sums])[order]
+
+    def curve(self) -> AblationCurve | None:
+        if not bool(self.sums[:, 3].any()):
+            return None
+        loss, accuracy, top5 = (self.sums[:, :3] / self.sums[:, 3:]).unbind(1)
+        return AblationCurve(self.ablated, loss, accuracy, top5)
+
+    def wanted(self, points: int | None) -> Tensor:
+        curve = None if points is None else self.curve()
+        return torch.empty(0, dtype=torch.int64) if curve is None or points is None else refined_points(curve, points)
+
+
+def _find_layer(model: nn.Module, name: str, forward: Callable[[Any], Any], batches: Batches) -> UnitLayer:
+    first = next(iter(batches()), None)
+    if first is None:
+        raise DataError(f"Layer {name!r}: data has no images; expected at least one batch (inputs, targets).")
+    size = batch_size(first[0])
+    inputs = first[0] if size is None else take_rows(first[0], torch.arange(min(size, 2)))
+    found = find_unit_layers(forward, model, inputs)
+    chosen = select_layers(found, [name])
+    if len(chosen) > 1:
+        raise SettingError(
+            f"layer={name!r} matches {len(chosen)} layers: {', '.join(one.name for one in chosen)}. Name one."
+        )
+    return chosen[0]

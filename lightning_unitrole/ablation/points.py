@@ -1,0 +1,67 @@
+"""At which numbers of ablated units a curve is measured."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_unitrole.errors import SettingError
+from lightning_unitrole.results import AblationCurve
+
+
+def coarse_points(num_units: int, points: int | None) -> Tensor:
+    """Numbers of ablated units to begin with, evenly spaced and with both ends.
+
+    Args:
+        num_units: units of the layer.
+        points: about how many points the curve may have in the end, at least 2; ``None`` for all of them. Half are kept
+            for :func:`refined_points`, unless there are enough for every number.
+
+    Returns:
+        ``[P]`` int64, strictly increasing.
+
+    Raises:
+        SettingError: if ``points`` is too small.
+
+    Example:
+        >>> coarse_points(100, 12).tolist()
+        [0, 20, 40, 60, 80, 100]
+    """
+    if points is not None and points < 2:
+        raise SettingError(f"points={points}; expected at least 2, for none and all units off, or None for every one.")
+    if points is None or points > num_units:
+        return torch.arange(num_units + 1)
+    grid = torch.linspace(0, num_units, max(points // 2, 2), dtype=torch.float64).round().long()
+    return torch.unique(grid)  # type: ignore[no-any-return]
+
+
+def refined_points(curve: AblationCurve, points: int) -> Tensor:
+    """Numbers of ablated units to measure next, so that the turning point by loss is located exactly.
+
+    They lie between the neighbours of the turning point of the curve so far: all that are missing there if they are
+    within the limit, else evenly spread ones, to be refined again. Repeated until nothing is missing, it ends at the
+    turning point that measuring every unit gives, if the loss falls to one valley and rises after it, and is flat
+    nowhere but at its bottom. On any other curve it ends at a number that is no worse than every measured one and both
+    its neighbours.
+
+    Args:
+        curve: measured so far.
+        points: about how many points the curve may have in the end. A limit too small for an exact turning point is
+            exceeded by the few points that are needed.
+
+    Returns:
+        ``[Q]`` int64, strictly increasing; empty when the turning point is located.
+    """
+    known = curve.ablated.tolist()
+    position = known.index(curve.turning_point)
+    low, high = known[max(position - 1, 0)], known[min(position + 1, len(known) - 1)]
+    missing = [number for number in range(low + 1, high) if number != known[position]]
+    left = points - len(known)
+    if len(missing) <= max(left, 4):
+        return torch.tensor(missing, dtype=torch.int64)
+    # With q points the next round has about 2 w / q left to do: the sum is smallest at q = sqrt(2 w).
+    width = min(math.isqrt(2 * len(missing)) + 1, max(left // 2, 4))
+    spread = torch.linspace(low, high, width + 2, dtype=torch.float64).round().long()[1:-1]
+    return torch.tensor(sorted({*spread.tolist()} - {known[position]}), dtype=torch.int64)

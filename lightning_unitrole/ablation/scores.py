@@ -1,0 +1,109 @@
+"""Loss and scores of each image, from what a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.forwards import tensors_in
+
+ScoreFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
+"""From the model's outputs and the targets of N images to the loss ``[N]`` and the score ``[N]`` of each image."""
+
+_LOGITS = ("logits", "out")
+_TOP = 5
+
+
+def first_tensor(outputs: Any) -> Tensor:
+    """The logits among a model's outputs: an entry ``"logits"`` or ``"out"``, or else the first tensor.
+
+    Args:
+        outputs: a tensor, or nested tuples, lists, mappings and dataclasses.
+
+    Raises:
+        DataError: if there is no tensor in it.
+    """
+    for name in _LOGITS:
+        named = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(named, Tensor):
+            return named
+    found = next(tensors_in(outputs), None)
+    if found is None:
+        raise DataError(
+            f"The model returned {type(outputs).__name__} without a tensor. Pass forward= to pick the logits."
+        )
+    return found
+
+
+def classification_score(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """The default score: cross-entropy and whether the largest logit is that of the label.
+
+    Args:
+        outputs: logits ``[N, C]``, or a structure with them, see :func:`first_tensor`.
+        targets: ``[N]`` class indices.
+
+    Returns:
+        Loss ``[N]`` in nats and score ``[N]``, 0 or 1; both float64 where the device has it.
+    """
+    logits = _wide(first_tensor(outputs))
+    targets = targets.to(logits.device).long()
+    return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(1) == targets).to(logits.dtype)
+
+
+def score_images(outputs: Any, targets: Any, score_fn: ScoreFn | None, num_rows: int) -> Tensor:
+    """``[N, 3]`` loss, score and top-5 of each image; top-5 is NaN with fewer than 6 classes or with a ``score_fn``.
+
+    Raises:
+        DataError: if ``score_fn`` does not return a loss and a score for each image.
+    """
+    if score_fn is None:
+        logits = first_tensor(outputs)
+        loss, score = classification_score(logits, targets)
+        top5 = torch.full_like(loss, float("nan"))
+        if logits.shape[1] > _TOP:
+            labels = targets.to(logits.device).long()
+            top5 = (logits.topk(_TOP, dim=1).indices == labels.unsqueeze(1)).any(1).to(loss.dtype)
+        return torch.stack([loss, score, top5], dim=1)
+    pair = score_fn(outputs, targets)
+    shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in pair]
+    if shapes != [[num_rows], [num_rows]]:
+        raise DataError(
+            f"score_fn returned {' and '.join(map(str, shapes))} for {num_rows} images; expected a loss [{num_rows}] "
+            f"and a score [{num_rows}]: one number an image, not their mean."
+        )
+    loss, score = (_wide(part) for part in pair)
+    return torch.stack([loss, score, torch.full_like(loss, float("nan"))], dim=1)
+
+
+def check_classification(outputs: Any, targets: Any, num_rows: int) -> None:
+    """Refuse logits and labels that the default score cannot use.
+
+    Raises:
+        DataError: if they do not fit; the message says what was found and what was expected.
+    """
+    advice = "For another task than single-label classification pass score_fn=."
+    logits = first_tensor(outputs)
+    if logits.dim() != 2 or logits.shape[0] != num_rows:
+        raise DataError(
+            f"The model returned a tensor of shape {list(logits.shape)} for {num_rows} images; expected logits "
+            f"[{num_rows}, classes]. Pass forward= to pick them. {advice}"
+        )
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1:
+        found = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise DataError(f"The targets of a batch are {found}; expected [{num_rows}] class indices. {advice}")
+    if len(targets) != num_rows:
+        raise DataError(f"A batch has {num_rows} images and {len(targets)} targets; expected one target an image.")
+    if num_rows and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise DataError(
+            f"The targets hold labels from {int(targets.min())} to {int(targets.max())}; expected 0 to "
+            f"{logits.shape[1] - 1}, as the model tells {logits.shape[1]} classes apart."
+        )
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.device.type == "mps" else values.double()
