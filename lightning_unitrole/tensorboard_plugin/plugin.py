@@ -49,6 +49,7 @@ STATIC_FILES = {
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
     "views/overview.js": "text/javascript",
+    "views/parts.js": "text/javascript",
     "views/runs.js": "text/javascript",
     "views/transitions.js": "text/javascript",
     "views/unit.js": "text/javascript",

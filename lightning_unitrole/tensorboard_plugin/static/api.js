@@ -1,0 +1,62 @@
+// Requests to the server, each made once until TensorBoard reloads.
+import { unpack } from './unpack.js';
+
+export const MEASURES = ['entropy_val', 'entropy_train', 'selective_val', 'selective_train', 'useful'];
+const FIELDS = ['roles', 'rank', ...MEASURES];
+// A large layer takes tens of megabytes, so few are kept.
+const KEEP = { layer: 3, classes: 6 };
+
+async function request(path, parameters) {
+  const response = await fetch(`./${path}?${new URLSearchParams(parameters)}`);
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  throw new Error(problem.error || `TensorBoard answered ${response.status} to ${path}.`);
+}
+
+export class Api {
+  constructor() {
+    this.cache = new Map();
+  }
+
+  async runs() {
+    return (await (await request('runs')).json()).runs;
+  }
+
+  // Forget what belongs to runs that have gone on; `unchanged` names the others.
+  forget(unchanged) {
+    for (const [key, { run }] of this.cache) if (!unchanged.has(run)) this.cache.delete(key);
+  }
+
+  overview(run) {
+    return this.get('overview', { run });
+  }
+
+  // roles, rank and the measures of all units of a layer, each [steps, units]
+  layer(run, layer) {
+    return this.get('layer', { run, layer, fields: FIELDS.join() });
+  }
+
+  classRoles(run, layer, klass) {
+    return this.get('classes', { run, layer, class: klass });
+  }
+
+  unit(run, layer, unit) {
+    return this.get('unit', { run, layer, unit });
+  }
+
+  curves(run, layer, klass) {
+    return this.get('curves', { run, layer, class: klass });
+  }
+
+  get(path, parameters) {
+    const key = JSON.stringify([path, parameters]);
+    if (!this.cache.has(key)) {
+      const alike = [...this.cache.keys()].filter((other) => JSON.parse(other)[0] === path);
+      if (alike.length >= (KEEP[path] || 40)) this.cache.delete(alike[0]);
+      const promise = request(path, parameters).then(async (response) => unpack(await response.arrayBuffer()));
+      promise.catch(() => this.cache.delete(key));
+      this.cache.set(key, { run: parameters.run, promise });
+    }
+    return this.cache.get(key).promise;
+  }
+}

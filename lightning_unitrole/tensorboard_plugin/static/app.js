@@ -1,0 +1,315 @@
+// The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
+import { Api } from './api.js';
+import { indexOf } from './derive.js';
+import { choice, h, plural, select, whole } from './dom.js';
+import { watchDarkMode, watchReload } from './host.js';
+import { Palette, ROLE } from './palette.js';
+import { State } from './state.js';
+import { ablation } from './views/ablation.js';
+import { entropy } from './views/entropy.js';
+import { overview } from './views/overview.js';
+import { runs } from './views/runs.js';
+import { transitions } from './views/transitions.js';
+import { unit } from './views/unit.js';
+import { units } from './views/units.js';
+
+const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs];
+const KEYS = [
+  ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
+  ['1 – 7', 'choose a view'],
+  ['[ ]', 'layer before, layer after'],
+  ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
+  ['P', 'play, pause'],
+  ['Esc', 'drop the filter'],
+  ['?', 'this list'],
+];
+
+export class App {
+  constructor(root) {
+    this.root = root;
+    this.api = new Api();
+    this.index = [];
+    this.drawn = new Map();
+    this.timings = {};
+    this.state = new State(() => this.refresh());
+  }
+
+  async start() {
+    this.build();
+    watchDarkMode((dark) => {
+      this.palette = new Palette(dark);
+      this.palette.apply(document.documentElement);
+      this.refresh();
+    });
+    watchReload(() => this.reload());
+    addEventListener('keydown', (event) => this.key(event));
+    let waiting = 0;
+    addEventListener('resize', () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => this.refresh(), 80);
+    });
+    window.unitRoles = this; // for scripts that drive the page
+    await this.reload();
+  }
+
+  build() {
+    this.tabs = h(
+      'nav',
+      { class: 'tabs', role: 'tablist', 'aria-label': 'Views' },
+      VIEWS.map((view, place) =>
+        h('button', { role: 'tab', id: `tab-${view.id}`, title: `${view.tab} (${place + 1})`, onclick: () => this.set({ view: view.id }) }, view.tab),
+      ),
+      h('button', { class: 'help', title: 'Keys (?)', 'aria-label': 'Keys', onclick: () => this.help.showModal() }, '?'),
+    );
+    this.controls = h('div', { class: 'controls' });
+    this.slider = h('input', { type: 'range', min: 0, step: 1, 'aria-label': 'Cursor: analysis', oninput: (event) => this.moveTo(Number(event.target.value)) });
+    this.readout = h('output', { class: 'readout' });
+    this.player = h('button', { class: 'icon', title: 'Play (P)', 'aria-label': 'Play', onclick: () => this.play() }, '▶');
+    this.cursor = h(
+      'div',
+      { class: 'cursor-bar' },
+      h('button', { class: 'icon', title: 'One analysis back (←)', 'aria-label': 'One analysis back', onclick: () => this.move(-1) }, '‹'),
+      this.slider,
+      h('button', { class: 'icon', title: 'One analysis on (→)', 'aria-label': 'One analysis on', onclick: () => this.move(1) }, '›'),
+      this.player,
+      this.readout,
+      h('span', { class: 'axis-choice' }),
+    );
+    this.message = h('div', { class: 'message', role: 'alert', hidden: true });
+    this.panels = new Map(VIEWS.map((view) => [view.id, h('section', { class: `view view-${view.id}`, role: 'tabpanel', 'aria-labelledby': `tab-${view.id}`, hidden: true })]));
+    this.main = h('main', {}, this.message, [...this.panels.values()]);
+    this.help = h(
+      'dialog',
+      { class: 'keys', 'aria-label': 'Keys' },
+      h('h2', {}, 'Keys'),
+      h('dl', {}, KEYS.map(([keys, what]) => [h('dt', {}, keys), h('dd', {}, what)])),
+      h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),
+    );
+    this.root.append(h('header', {}, this.tabs, this.controls, this.cursor), this.main, this.help);
+  }
+
+  // --- data ---
+
+  async reload() {
+    try {
+      const index = await this.api.runs();
+      const key = (run) => JSON.stringify(run);
+      const before = new Set(this.index.map(key));
+      const unchanged = new Set(index.filter((run) => before.has(key(run))).map((run) => run.name));
+      if (this.index.length === index.length && unchanged.size === index.length && index.length) return;
+      this.api.forget(unchanged);
+      this.index = index;
+      this.loaded = true;
+      await this.refresh();
+    } catch (error) {
+      this.say(h('p', {}, `The roles could not be read: ${error.message}`));
+    }
+  }
+
+  get run() {
+    return this.index.find((run) => run.name === this.state.get('run')) || this.index[0];
+  }
+
+  get layer() {
+    const { layers } = this.run;
+    const found = layers.findIndex((layer) => layer.name === this.state.get('layer'));
+    const place = found < 0 ? layers.length - 1 : found;
+    return { ...layers[place], index: place };
+  }
+
+  // 'all', or the place of a class
+  get klass() {
+    const place = Number(this.state.get('klass'));
+    return this.state.get('klass') !== 'all' && place >= 0 && place < this.run.classes.length ? place : 'all';
+  }
+
+  set(patch) {
+    this.state.set(patch);
+  }
+
+  // Where the cursor is among the steps of some data, and how to label them.
+  time({ steps, epochs }) {
+    const byEpoch = this.state.get('axis') === 'epoch';
+    return { steps, epochs, labels: Array.from(byEpoch ? epochs : steps), axis: byEpoch ? 'epoch' : 'step', at: indexOf(steps, this.state.get('step')) };
+  }
+
+  when(time, at) {
+    return `epoch ${whole(time.epochs[at])}, step ${whole(time.steps[at])}`;
+  }
+
+  pick(time, at) {
+    this.set({ step: at >= time.steps.length - 1 ? '' : time.steps[at] });
+  }
+
+  // Everything about the layer in sight; roles are those of the chosen class, or of most classes.
+  async unitData() {
+    const { run, layer, klass } = this;
+    const data = await this.api.layer(run.name, layer.index);
+    if (klass === 'all' || !layer.parts.includes('classes')) return { ...data, units: layer.units };
+    const byClass = await this.api.classRoles(run.name, layer.index, klass);
+    if (byClass.steps.length === data.steps.length) return { ...data, roles: byClass.roles, units: layer.units };
+    const roles = new Uint8Array(data.roles.length).fill(ROLE.NO_ROLE);
+    const place = new Map(Array.from(byClass.steps, (step, at) => [step, at]));
+    Array.from(data.steps).forEach((step, at) => {
+      if (!place.has(step)) return;
+      const row = place.get(step) * layer.units;
+      roles.set(byClass.roles.subarray(row, row + layer.units), at * layer.units);
+    });
+    return { ...data, roles, units: layer.units };
+  }
+
+  role(code) {
+    return this.run.roles.find((role) => role.code === code) || { code, label: String(code), meaning: '' };
+  }
+
+  className(place) {
+    return place === 'all' ? 'all classes' : this.run.class_names[place];
+  }
+
+  // --- drawing ---
+
+  async refresh() {
+    if (!this.loaded || !this.palette) return;
+    const token = (this.token = (this.token || 0) + 1);
+    if (!this.index.length) return this.say(emptyState());
+    const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
+    for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
+    for (const tab of this.tabs.querySelectorAll('[role=tab]')) tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
+    this.drawControls(view);
+    const panel = this.panels.get(view.id);
+    if (!this.drawn.has(view.id)) this.drawn.set(view.id, view.create(this, panel));
+    const instance = this.drawn.get(view.id);
+    const slow = setTimeout(() => panel.classList.add('loading'), 200);
+    try {
+      const [steps, data] = await Promise.all([this.api.overview(this.run.name), instance.load()]);
+      if (token !== this.token) return;
+      this.message.hidden = true;
+      this.main.classList.remove('failed');
+      this.drawCursor(this.time(steps));
+      const start = performance.now();
+      instance.draw(data);
+      panel.getBoundingClientRect(); // so that the layout is part of the measured time
+      this.timings[view.id] = performance.now() - start;
+      panel.dataset.drawn = String(Number(panel.dataset.drawn || 0) + 1);
+    } catch (error) {
+      if (token !== this.token) return;
+      console.error(error);
+      this.say(h('p', {}, `This view could not be drawn: ${error.message}`));
+    } finally {
+      clearTimeout(slow);
+      panel.classList.remove('loading');
+    }
+  }
+
+  say(content) {
+    this.message.replaceChildren(...[content].flat());
+    this.message.hidden = false;
+    this.main.classList.add('failed');
+  }
+
+  drawControls(view) {
+    const { run, layer, klass } = this;
+    const uses = new Set(view.uses);
+    const fields = [];
+    const pickRun = (name) => this.set({ run: name, step: '', from: '', filter: '' });
+    if (uses.has('run')) fields.push(select('Run', this.index.map(({ name }) => [name, name]), run.name, pickRun));
+    if (uses.has('layer')) {
+      const describe = ({ name, units }) => `${name || '(the model itself)'} · ${plural(units, 'unit')}`;
+      fields.push(select('Layer', run.layers.map((each) => [each.name, describe(each)]), layer.name, (name) => this.set({ layer: name, unit: '', filter: '' })));
+    }
+    if (uses.has('class')) {
+      const more = run.num_classes - run.classes.length;
+      const options = [['all', view.allClasses || 'All: the role in most classes'], ...run.class_names.map((name, place) => [String(place), name])];
+      fields.push(select('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), { title: more > 0 ? `${more} more classes are part of "all" but were not logged one by one` : null }));
+    }
+    const signature = JSON.stringify([view.id, run, layer.name, klass, this.index.map(({ name }) => name)]);
+    if (this.controls.dataset.signature === signature) return; // keeps the focus where it is
+    this.controls.dataset.signature = signature;
+    this.controls.replaceChildren(...fields);
+    this.controls.hidden = fields.length === 0;
+  }
+
+  drawCursor(time) {
+    this.cursorTime = time;
+    this.slider.max = Math.max(0, time.steps.length - 1);
+    this.slider.value = time.at;
+    this.slider.setAttribute('aria-valuetext', this.when(time, time.at));
+    const latest = this.state.get('step') === '' ? ', the latest' : '';
+    this.readout.replaceChildren(
+      h('strong', {}, `epoch ${whole(time.epochs[time.at])}`),
+      ` · step ${whole(time.steps[time.at])} · analysis ${time.at + 1} of ${time.steps.length}${latest}`,
+    );
+    const holder = this.cursor.querySelector('.axis-choice');
+    if (holder.dataset.axis !== time.axis) {
+      holder.dataset.axis = time.axis;
+      holder.replaceChildren(choice('Label', [['epoch', 'epochs'], ['step', 'steps']], time.axis, (axis) => this.set({ axis })));
+    }
+  }
+
+  // --- the cursor ---
+
+  moveTo(at) {
+    const time = this.cursorTime;
+    if (time) this.pick(time, Math.min(time.steps.length - 1, Math.max(0, at)));
+  }
+
+  move(by) {
+    if (this.cursorTime) this.moveTo(indexOf(this.cursorTime.steps, this.state.get('step')) + by);
+  }
+
+  play() {
+    const stop = () => {
+      clearInterval(this.playing);
+      this.playing = 0;
+      this.player.textContent = '▶';
+    };
+    if (this.playing) return stop();
+    const length = this.cursorTime ? this.cursorTime.steps.length : 0;
+    if (length < 2) return undefined;
+    if (this.state.get('step') === '') this.moveTo(0);
+    this.player.textContent = '❚❚';
+    this.playing = setInterval(() => {
+      this.move(1);
+      if (this.state.get('step') === '') stop();
+    }, Math.max(120, Math.min(500, 12000 / length)));
+    return undefined;
+  }
+
+  key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.closest && event.target.closest('select, textarea, input:not([type=range])');
+    if (typing || this.help.open || !this.index.length) return;
+    const actions = {
+      ArrowLeft: () => this.move(event.shiftKey ? -10 : -1),
+      ArrowRight: () => this.move(event.shiftKey ? 10 : 1),
+      Home: () => this.moveTo(0),
+      End: () => this.moveTo(Infinity),
+      '[': () => this.nextLayer(-1),
+      ']': () => this.nextLayer(1),
+      Escape: () => this.set({ filter: '' }),
+      '?': () => this.help.showModal(),
+      p: () => this.play(),
+    };
+    const view = /^[1-9]$/.test(event.key) && VIEWS[Number(event.key) - 1];
+    if (view) actions[event.key] = () => this.set({ view: view.id });
+    const action = actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  }
+
+  nextLayer(by) {
+    const { layers } = this.run;
+    const next = Math.min(layers.length - 1, Math.max(0, this.layer.index + by));
+    this.set({ layer: layers[next].name, unit: '', filter: '' });
+  }
+}
+
+function emptyState() {
+  return [
+    h('h2', {}, 'No unit roles in these logs yet'),
+    h('p', {}, 'Add the monitor to your trainer; it writes to the TensorBoard logger after each analysed epoch:'),
+    h('pre', {}, 'from lightning_unitrole import UnitRoleMonitor\n\ntrainer = Trainer(callbacks=[UnitRoleMonitor()], logger=TensorBoardLogger("logs"))\ntrainer.fit(model, train_loader, val_loader)'),
+    h('p', {}, 'Then point TensorBoard at that directory (', h('code', {}, 'tensorboard --logdir logs'), ') and reload. If training has just begun, the first analysis comes at the end of its first epoch.'),
+  ];
+}

@@ -1,0 +1,92 @@
+// What the views compute from roles [steps, units] and measures; pure functions on flat typed arrays.
+
+export const isRole = (code) => code < 4;
+
+// Index of the last step that is not after `step`; the latest one for ''.
+export function indexOf(steps, step) {
+  if (step === '' || step === undefined || !Number.isFinite(Number(step))) return steps.length - 1;
+  let found = 0;
+  for (let i = 0; i < steps.length && steps[i] <= Number(step); i++) found = i;
+  return found;
+}
+
+// For each unit: how often its role changed up to step `until`, and since which step it has had the role it has there.
+export function history(roles, units, until) {
+  const changes = new Uint16Array(units);
+  const stable = new Uint16Array(units);
+  for (let t = 1; t <= until; t++) {
+    const row = t * units;
+    for (let u = 0; u < units; u++) {
+      if (roles[row + u] === roles[row - units + u]) continue;
+      stable[u] = t;
+      if (isRole(roles[row + u]) && isRole(roles[row - units + u])) changes[u]++;
+    }
+  }
+  return { changes, stable };
+}
+
+// counts['before-after'] of units between two steps
+export function transitions(roles, units, from, to) {
+  const counts = new Map();
+  for (let u = 0; u < units; u++) {
+    const key = `${roles[from * units + u]}-${roles[to * units + u]}`;
+    counts.set(key, (counts.get(key) || 0) + 1);
+  }
+  return counts;
+}
+
+export function count(roles, units, at) {
+  const counts = new Map();
+  for (let u = 0; u < units; u++) {
+    const code = roles[at * units + u];
+    counts.set(code, (counts.get(code) || 0) + 1);
+  }
+  return counts;
+}
+
+// Quantiles of the finite values of one row.
+export function quantiles(row, shares) {
+  const finite = row.filter(Number.isFinite).sort();
+  if (!finite.length) return shares.map(() => NaN);
+  return shares.map((share) => {
+    const at = share * (finite.length - 1);
+    const low = Math.floor(at);
+    return finite[low] + (at - low) * ((finite[low + 1] ?? finite[low]) - finite[low]);
+  });
+}
+
+export function bins(values, low, high, size) {
+  const counts = new Float64Array(size);
+  for (const value of values) {
+    if (Number.isFinite(value)) counts[Math.min(size - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * size)))]++;
+  }
+  return counts;
+}
+
+const ROLE_ORDER = new Map([3, 2, 1, 0, 254, 255].map((code, place) => [code, place]));
+
+// Units in the order in which the raster shows them. Ties keep the order of the unit numbers.
+export function order(sort, { roles, units, at, measure }) {
+  const indices = Array.from({ length: units }, (_, u) => u);
+  const last = (value) => (Number.isFinite(value) ? value : Infinity);
+  const { changes, stable } = history(roles, units, at);
+  const keys = {
+    unit: () => 0,
+    role: (u) => ROLE_ORDER.get(roles[at * units + u]) ?? 9,
+    stable: (u) => stable[u],
+    changes: (u) => -changes[u],
+    entropy: (u) => last(measure ? measure[at * units + u] : NaN),
+  };
+  const key = Float64Array.from(indices, keys[sort] || keys.unit);
+  return indices.sort((a, b) => key[a] - key[b] || a - b);
+}
+
+export function extent(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (value < low && Number.isFinite(value)) low = value;
+    if (value > high && Number.isFinite(value)) high = value;
+  }
+  return low <= high ? [low, high] : [0, 1];
+}

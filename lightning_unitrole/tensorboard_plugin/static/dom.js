@@ -1,0 +1,78 @@
+// Elements are built from text, never from markup: names of runs, layers and classes come from somebody's log.
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else if (name === 'value' || name === 'checked') element[name] = value;
+    else element.setAttribute(name, value === true ? '' : String(value));
+  }
+  for (const child of children.flat(Infinity)) {
+    if (child === undefined || child === null || child === false) continue;
+    element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+  }
+  return element;
+}
+
+export const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+
+export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+
+// A text that follows the pointer and stays inside the window.
+class Tooltip {
+  constructor() {
+    this.element = h('div', { class: 'tooltip', role: 'status', hidden: true });
+  }
+
+  show(event, ...lines) {
+    if (!this.element.isConnected) document.body.append(this.element);
+    this.element.replaceChildren(...lines.map((line) => (line instanceof Node ? line : h('div', {}, line))));
+    this.element.hidden = false;
+    const { width, height } = this.element.getBoundingClientRect();
+    const x = event.clientX + 16 + width > innerWidth ? event.clientX - width - 12 : event.clientX + 16;
+    const y = Math.min(event.clientY + 12, innerHeight - height - 8);
+    this.element.style.transform = `translate(${Math.max(4, x)}px, ${Math.max(4, y)}px)`;
+  }
+
+  hide() {
+    this.element.hidden = true;
+  }
+}
+
+export const tooltip = new Tooltip();
+
+// A row of radio buttons that looks like one control.
+export function choice(label, options, value, onchange) {
+  const name = `choice-${label.replace(/\W+/g, '-')}`;
+  return h(
+    'fieldset',
+    { class: 'choice' },
+    h('legend', {}, label),
+    options.map(([key, text, title]) =>
+      h(
+        'label',
+        { title },
+        h('input', { type: 'radio', name, value: key, checked: key === value, onchange: () => onchange(key) }),
+        h('span', {}, text),
+      ),
+    ),
+  );
+}
+
+export function select(label, options, value, onchange, attributes = {}) {
+  const element = h(
+    'select',
+    { ...attributes, 'aria-label': label, onchange: (event) => onchange(event.target.value) },
+    options.map(([key, text]) => h('option', { value: key }, text)),
+  );
+  element.value = value;
+  return h('label', { class: 'field' }, h('span', {}, label), element);
+}
+
+export const percent = (share, digits = 0) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : '–');
+export const decimal = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
+export const signed = (value, digits = 2) => (Number.isFinite(value) ? `${value >= 0 ? '+' : '−'}${Math.abs(value).toFixed(digits)}` : '–');
+export const whole = (value) => Number(value).toLocaleString('en-US');
+export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;

@@ -1,0 +1,73 @@
+// TensorBoard's page around the tab's frame: its dark mode, its reload button, and the address bar.
+// All of it may be missing, as in a notebook; the tab then works without.
+
+const PREFIX = 'p.unit_roles.';
+
+function parentWindow() {
+  try {
+    return window.parent !== window && window.parent.document ? window.parent : null;
+  } catch {
+    return null; // another origin
+  }
+}
+
+const host = parentWindow();
+
+export function watchDarkMode(callback) {
+  const system = window.matchMedia('(prefers-color-scheme: dark)');
+  const body = host && host.document.body;
+  const isDark = () => (body ? body.classList.contains('dark-mode') : system.matches);
+  const tell = () => callback(isDark());
+  if (body) new MutationObserver(tell).observe(body, { attributes: true, attributeFilter: ['class'] });
+  else system.addEventListener('change', tell);
+  tell();
+}
+
+export function watchReload(callback) {
+  if (!host) return;
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = (event) => {
+    const message = JSON.parse(event.data);
+    if (message.isReply) return;
+    if (message.type === 'experimental.DataReloaded') callback();
+    port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
+  };
+  host.postMessage('experimental.bootstrap', window.origin, [port2]);
+}
+
+const target = host || window;
+
+function parse(hash) {
+  const pairs = hash.replace(/^#/, '').split('&').map((part) => part.split('='));
+  return pairs.filter((pair) => pair.length === 2).map(([key, value]) => [decodeURIComponent(key), decodeURIComponent(value)]);
+}
+
+export function readAddress() {
+  try {
+    const own = parse(target.location.hash).filter(([key]) => key.startsWith(PREFIX));
+    return Object.fromEntries(own.map(([key, value]) => [key.slice(PREFIX.length), value]));
+  } catch {
+    return {}; // a malformed escape in an address that was edited by hand
+  }
+}
+
+export function writeAddress(values) {
+  const before = readAddress();
+  const storage = target.tensorboard && target.tensorboard.tf_storage;
+  for (const key of new Set([...Object.keys(before), ...Object.keys(values)])) {
+    const value = values[key] ?? '';
+    if (value === (before[key] ?? '')) continue;
+    // TensorBoard remembers the address; written behind its back, our part would be lost with the next change of tab.
+    if (storage) storage.setString(PREFIX + key, value, { defaultValue: '', useLocationReplace: true });
+  }
+  if (storage) return;
+  const parts = target.location.hash.replace(/^#/, '').split('&');
+  const foreign = parts.filter((part) => part && !part.startsWith(PREFIX));
+  const own = Object.entries(values).map(([key, value]) => `${encodeURIComponent(PREFIX + key)}=${encodeURIComponent(value)}`);
+  target.history.replaceState(target.history.state, '', `#${[...foreign, ...own].join('&')}`);
+}
+
+export function watchAddress(callback) {
+  target.addEventListener('hashchange', callback);
+  addEventListener('pagehide', () => target.removeEventListener('hashchange', callback));
+}

@@ -1,0 +1,191 @@
+// What happens to accuracy and loss as more and more units of the layer are switched off.
+import { chart } from '../charts.js';
+import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
+import { explain, nothing } from './parts.js';
+
+const SPLITS = {
+  val: { label: 'validation', colour: 'var(--line-val)' },
+  train: { label: 'training', colour: 'var(--line-train)' },
+};
+const ORDERS = {
+  least_first: { label: 'least effective first', dash: '', width: 2.5 },
+  random: { label: 'random order', dash: '2 3', width: 1.5 },
+  most_first: { label: 'most effective first', dash: '7 4', width: 1.5 },
+};
+
+export const ablation = {
+  id: 'ablation',
+  tab: 'Ablation',
+  uses: ['run', 'layer', 'class'],
+  allClasses: 'All classes',
+  create(ctx, root) {
+    const body = h('div', {});
+    root.append(
+      explain(
+        'How many units the layer can do without',
+        'Units are switched off one after another. Where the loss is lowest with the most units off lies the turning point: units that are still on there are effective. If the ranking is right, the order that switches off the least effective units first keeps its accuracy longest; the area between it and the reverse order is the ranking gap.',
+      ),
+      body,
+    );
+    return {
+      load: () => (ctx.layer.parts.includes('curves') ? ctx.api.curves(ctx.run.name, ctx.layer.index, ctx.klass) : null),
+      draw: (data) => body.replaceChildren(...draw(ctx, data, body)),
+    };
+  },
+};
+
+// The curves of one analysis, each with its points.
+export function curvesAt(data, at) {
+  const found = [];
+  let start = 0;
+  for (const curve of data.info.curves) {
+    const stop = start + curve.points;
+    if (curve.at === at) {
+      const part = (name) => data[name].subarray(start, stop);
+      found.push({ ...curve, ablated: part('ablated'), loss: part('loss'), accuracy: part('accuracy'), top5: part('top5') });
+    }
+    start = stop;
+  }
+  return found;
+}
+
+function draw(ctx, data, body) {
+  const time = data && ctx.time(data);
+  if (!time || !time.steps.length) return [nothing('There are no ablation curves: this run was analysed without ablation.')];
+  const curves = curvesAt(data, time.at);
+  if (!curves.length) return [nothing(`There are no curves for ${ctx.className(ctx.klass)} at ${ctx.when(time, time.at)}.`)];
+  const hasTop5 = curves.some((curve) => curve.top5.some(Number.isFinite));
+  const metric = hasTop5 ? ctx.state.get('accuracy') : 'accuracy';
+  const units = Math.max(...curves.map((curve) => curve.ablated[curve.ablated.length - 1]));
+  const width = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
+  const shared = { ctx, curves, units, width, time };
+  return [
+    h(
+      'div',
+      { class: 'options' },
+      key(curves),
+      h('span', { class: 'spring' }),
+      hasTop5 && choice('Show', [['accuracy', 'accuracy'], ['top5', 'top-5 accuracy']], metric, (accuracy) => ctx.set({ accuracy })),
+    ),
+    h(
+      'div',
+      { class: 'split even' },
+      h('div', { class: 'card' }, h('h3', {}, metric === 'top5' ? 'Top-5 accuracy' : 'Accuracy'), curveChart({ ...shared, metric, yDomain: [0, 1], yFormat: (value) => percent(value), label: metric === 'top5' ? 'top-5 accuracy' : 'accuracy' })),
+      h('div', { class: 'card' }, h('h3', {}, 'Loss'), curveChart({ ...shared, metric: 'loss', yDomain: lossDomain(curves), label: 'loss' })),
+    ),
+    h('div', { class: 'card facts-line' }, sentences(ctx, curves, units, time)),
+  ];
+}
+
+function key(curves) {
+  const orders = Object.keys(ORDERS).filter((order) => curves.some((curve) => curve.order === order));
+  return h(
+    'p',
+    { class: 'key' },
+    Object.values(SPLITS).map(({ label, colour }) => [h('i', { class: 'dot-key', style: `background: ${colour}` }), label]),
+    h('span', { class: 'divider' }),
+    orders.map((order) => [
+      svg('svg', { width: 30, height: 8, 'aria-hidden': true }, svg('line', { x1: 0, x2: 30, y1: 4, y2: 4, stroke: 'var(--ink)', 'stroke-width': ORDERS[order].width, 'stroke-dasharray': ORDERS[order].dash || null })),
+      ORDERS[order].label,
+    ]),
+    h('span', { class: 'divider' }),
+    svg('svg', { width: 12, height: 12, 'aria-hidden': true }, svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' })),
+    'turning point',
+  );
+}
+
+function lossDomain(curves) {
+  // The loss of the whole net lies near the bottom; a few wild values at the end would flatten all that matters.
+  const values = curves.flatMap((curve) => Array.from(curve.loss)).filter(Number.isFinite).sort((a, b) => a - b);
+  const high = values.length ? Math.min(values[values.length - 1], 3 * values[Math.floor(0.8 * values.length)] + 0.01) : 1;
+  return [Math.min(0, values[0] || 0), high * 1.05];
+}
+
+function curveChart({ ctx, curves, units, width, time, metric, yDomain, yFormat, label }) {
+  const points = (curve) => Array.from(curve.ablated, (off, i) => [off, curve[metric][i]]);
+  const clipped = (list) => list.map(([x, y]) => [x, Number.isFinite(y) ? Math.min(y, yDomain[1]) : y]);
+  const drawn = [...curves].sort((a, b) => ORDERS[b.order].width < ORDERS[a.order].width ? -1 : 1).reverse();
+  const pair = metric === 'loss' ? [] : gap(curves, metric);
+  const ticks = Array.from({ length: 5 }, (_, i) => Math.round((units * i) / 4));
+  return chart({
+    width,
+    height: 320,
+    xDomain: [0, units],
+    yDomain,
+    yFormat,
+    xTicks: [...new Set(ticks)].map((at) => ({ at, label: at })),
+    xLabel: `units switched off, of ${units} in the layer`,
+    yLabel: label,
+    bands: pair.length ? [{ points: pair, colour: SPLITS.val.colour, opacity: 0.1 }] : [],
+    series: drawn.map((curve) => ({ points: clipped(points(curve)), colour: SPLITS[curve.split].colour, dash: ORDERS[curve.order].dash, width: ORDERS[curve.order].width })),
+    marks: (x, y) => curves.filter((curve) => curve.order === 'least_first').map((curve) => turning(curve, metric, x, y, yDomain)),
+    xSnap: (at) => nearest(curves[0].ablated, at),
+    describe: (off) => [
+      h('strong', {}, `${off} of ${units} units off`),
+      ...curves
+        .filter((curve) => curve.ablated.includes(off))
+        .map((curve) => {
+          const value = curve[metric][curve.ablated.indexOf(off)];
+          return `${SPLITS[curve.split].label}, ${ORDERS[curve.order].label}: ${metric === 'loss' ? decimal(value, 3) : percent(value, 1)}`;
+        }),
+    ],
+  });
+}
+
+const nearest = (values, at) => values.reduce((best, value) => (Math.abs(value - at) < Math.abs(best - at) ? value : best), values[0]);
+
+function turning(curve, metric, x, y, [low, high]) {
+  const place = curve.ablated.indexOf(curve.turning);
+  if (place < 0) return null;
+  const value = Math.min(high, Math.max(low, curve[metric][place]));
+  const [px, py] = [x(curve.turning), y(value)];
+  const { colour, label } = SPLITS[curve.split];
+  return svg(
+    'g',
+    { class: 'turning', 'data-split': curve.split, 'data-turning': curve.turning },
+    svg('line', { x1: px, x2: px, y1: y(low), y2: y(high), stroke: colour, 'stroke-dasharray': '3 3' }),
+    svg('path', { d: `M${px},${py - 6}l6,6l-6,6l-6,-6Z`, fill: colour, stroke: 'var(--surface)', 'stroke-width': 1.5 }, svg('title', {}, `turning point, ${label}: ${curve.turning} units off`)),
+  );
+}
+
+// Between least and most effective first on validation images.
+function gap(curves, metric) {
+  const find = (order) => curves.find((curve) => curve.split === 'val' && curve.order === order);
+  const [least, most] = [find('least_first'), find('most_first')];
+  if (!least || !most || least.ablated.length !== most.ablated.length) return [];
+  return Array.from(least.ablated, (off, i) => [off, least[metric][i], most[metric][i]]);
+}
+
+function area(curve) {
+  const { ablated, accuracy } = curve;
+  let sum = 0;
+  for (let i = 1; i < ablated.length; i++) sum += ((accuracy[i] + accuracy[i - 1]) / 2) * (ablated[i] - ablated[i - 1]);
+  return ablated.length > 1 ? sum / (ablated[ablated.length - 1] - ablated[0]) : accuracy[0];
+}
+
+function sentences(ctx, curves, units, time) {
+  const rows = [];
+  for (const split of ['train', 'val']) {
+    const least = curves.find((curve) => curve.split === split && curve.order === 'least_first');
+    if (!least) continue;
+    const total = least.ablated[least.ablated.length - 1];
+    const most = curves.find((curve) => curve.split === split && curve.order === 'most_first');
+    const difference = most ? area(least) - area(most) : NaN;
+    const verdict = !most ? '' : difference > 0.02 ? 'the ranking knows something' : difference < -0.02 ? 'the ranking misleads here' : 'the ranking tells next to nothing';
+    rows.push(
+      h(
+        'tr',
+        { 'data-split': split },
+        h('th', { scope: 'row' }, h('i', { class: 'dot-key', style: `background: ${SPLITS[split].colour}` }), SPLITS[split].label),
+        h('td', {}, `${least.turning} of ${total} off`),
+        h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
+        h('td', {}, `${least.turning_accuracy} off`),
+        h('td', { class: difference < -0.02 ? 'warn' : null }, most ? `${signed(difference)}: ${verdict}` : 'measured for all classes together'),
+      ),
+    );
+  }
+  return [
+    h('h3', {}, `${ctx.className(ctx.klass)} at ${ctx.when(time, time.at)}`),
+    h('table', { class: 'small' }, h('thead', {}, h('tr', {}, ['', 'turning point (loss)', 'effective units', 'turning point (accuracy)', 'ranking gap'].map((text) => h('th', {}, text)))), h('tbody', {}, rows)),
+  ];
+}

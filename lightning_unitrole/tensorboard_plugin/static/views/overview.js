@@ -1,0 +1,187 @@
+// Layers x analyses: how large the share of each role is, and how many units changed theirs.
+import { analysisTicks, chart, interactive, linear, shortNumber } from '../charts.js';
+import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
+import { REAL_ROLES, ROLE } from '../palette.js';
+import { explain, legend } from './parts.js';
+
+const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
+const SHARES = 84;
+const CHANGES = 30;
+const GAP = 8;
+
+export const overview = {
+  id: 'overview',
+  tab: 'Overview',
+  uses: ['run'],
+  create(ctx, root) {
+    return {
+      load: () => ctx.api.overview(ctx.run.name),
+      draw: (data) => draw(ctx, root, read(ctx, data)),
+    };
+  },
+};
+
+// table.at(t, layer, column) over the flat numbers of the server
+export function read(ctx, data) {
+  const columns = new Map(data.info.columns.map((name, place) => [name, place]));
+  const layers = data.info.layers.length;
+  const at = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
+  return { at, time: ctx.time(data), layers: data.info.layers };
+}
+
+// Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
+export function stack(table, t, layer, original, pairs) {
+  if (pairs) return REAL_ROLES.map((code) => [code, table.at(t, layer, `pairs_${NAMES[code]}`)]);
+  const counts = REAL_ROLES.map((code) => [code, table.at(t, layer, `units_${NAMES[code]}`)]);
+  const present = table.at(t, layer, 'present');
+  if (!Number.isFinite(counts[0][1])) return [];
+  const known = counts.reduce((sum, [, count]) => sum + count, 0);
+  return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [code, count / original]);
+}
+
+function draw(ctx, root, table) {
+  const { time } = table;
+  const pairs = ctx.state.get('shares') === 'pairs';
+  const highest = Math.max(0.05, ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, 'changed') || 0)));
+  const top = [0.05, 0.1, 0.25, 0.5, 1].find((limit) => limit >= highest);
+  root.replaceChildren(
+    explain(
+      'How the roles of each layer’s units shift',
+      'Each column is one analysis, split by the share of units that have each role. The bars below it say what share of the units changed role since the analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a layer to see its units.',
+    ),
+    h(
+      'div',
+      { class: 'options' },
+      legend(ctx),
+      choice('Shares of', [['units', 'units', 'Each unit counts once, with the role it has in most classes'], ['pairs', 'unit × class', 'Each unit counts once for every class']], ctx.state.get('shares'), (shares) => ctx.set({ shares })),
+    ),
+  );
+  const list = h('div', { class: 'layers' });
+  root.append(list);
+  ctx.run.layers.forEach((layer, place) => {
+    const open = () => ctx.set({ view: 'units', layer: layer.name, unit: '', filter: '' });
+    const picture = h('div', { class: 'layer-chart' });
+    list.append(
+      h(
+        'article',
+        { class: 'layer-row' },
+        h(
+          'div',
+          { class: 'layer-name' },
+          h('button', { class: 'link', onclick: open, title: 'See the units of this layer' }, layer.name || '(the model itself)'),
+          h('small', {}, `${plural(layer.units, 'unit')}, ${layer.map_size.join(' × ')} maps`),
+        ),
+        picture,
+        facts(ctx, table, place, layer),
+      ),
+    );
+    const width = Math.max(200, picture.clientWidth);
+    const lastRow = place === ctx.run.layers.length - 1;
+    const shown = time.labels.some((_, t) => stack(table, t, place, layer.units, pairs).length && Number.isFinite(stack(table, t, place, layer.units, pairs)[0][1]));
+    picture.append(shown ? columns(ctx, table, place, layer, { width, pairs, top, lastRow }) : band(ctx, table, place, width));
+  });
+}
+
+function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
+  const { time } = table;
+  const left = 40;
+  const right = width - 8;
+  const count = time.labels.length;
+  const step = Math.min((right - left) / count, 60);
+  const height = SHARES + GAP + CHANGES + (lastRow ? 34 : 14);
+  const x = (t) => left + t * step;
+  const y = linear([0, 1], [SHARES, 4]);
+  const base = SHARES + GAP + CHANGES;
+  const areas = new Map();
+  let bars = '';
+  for (let t = 0; t < count; t++) {
+    let filled = 0;
+    for (const [code, share] of stack(table, t, place, layer.units, pairs)) {
+      if (!(share > 0)) continue;
+      const edge = `M${x(t).toFixed(2)},${y(filled + share).toFixed(2)}h${step.toFixed(2)}V${y(filled).toFixed(2)}h${(-step).toFixed(2)}Z`;
+      areas.set(code, (areas.get(code) || '') + edge);
+      filled += share;
+    }
+    const changed = table.at(t, place, 'changed');
+    if (changed > 0) bars += `M${(x(t) + step * 0.12).toFixed(2)},${base}v${((-changed / top) * CHANGES).toFixed(2)}h${(step * 0.76).toFixed(2)}V${base}Z`;
+  }
+  const ticks = analysisTicks(time.labels, Math.max(2, Math.floor((count * step) / 70)));
+  const root = svg(
+    'svg',
+    { class: 'chart', width, height, role: 'img', 'aria-label': `Shares of roles in ${layer.name} over time` },
+    [0, 0.5, 1].map((share) => svg('text', { class: 'tick', x: left - 6, y: y(share) + 4, 'text-anchor': 'end' }, percent(share))),
+    [...areas].map(([code, d]) => svg('path', { d, fill: `var(--role-${code})`, class: 'area', 'data-role': code })),
+    svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
+    svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
+    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'chg'),
+    svg('line', { class: 'grid', x1: left, x2: x(count), y1: base - CHANGES, y2: base - CHANGES }),
+    svg('path', { class: 'changes', d: bars }),
+    svg('line', { class: 'axis', x1: left, x2: x(count), y1: base, y2: base }),
+    lastRow && ticks.map(({ at, label }) => svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label))),
+    lastRow && svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 30, 'text-anchor': 'middle' }, time.axis),
+    svg('rect', { class: 'cursor-box', x: x(time.at), y: 2, width: Math.max(2, step), height: base - 2 }),
+  );
+  return interactive(root, {
+    x: linear([-0.5, count - 0.5], [left, x(count)]),
+    xDomain: [0, count - 1],
+    margin: { left, right: width - x(count) },
+    width,
+    top: 4,
+    bottom: base,
+    onpick: (t) => ctx.pick(time, t),
+    describe: (t) => [h('strong', {}, ctx.when(time, t)), ...describe(ctx, table, t, place, layer, pairs)],
+  });
+}
+
+function describe(ctx, table, t, place, layer, pairs) {
+  const lines = stack(table, t, place, layer.units, pairs)
+    .filter(([, share]) => share > 0)
+    .map(([code, share]) => h('div', {}, h('i', { class: 'swatch', style: `background: var(--role-${code})` }), `${ctx.role(code).label} ${percent(share, 1)}`))
+    .reverse();
+  const changed = table.at(t, place, 'changed');
+  return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
+}
+
+// Without ablation there are no roles; the entropy still tells a story.
+function band(ctx, table, place, width) {
+  const { time } = table;
+  const points = (column) => time.labels.map((_, t) => [t, table.at(t, place, column)]);
+  const low = points('entropy_q25');
+  const high = points('entropy_q75');
+  const last = Math.max(time.labels.length - 1, 1);
+  return chart({
+    width,
+    height: SHARES + CHANGES + 40,
+    margin: { left: 40, right: 8, top: 8, bottom: 34 },
+    xDomain: time.labels.length > 1 ? [0, last] : [-0.5, 0.5],
+    yDomain: [0, Math.max(1, ...high.map(([, v]) => v || 0))],
+    xTicks: analysisTicks(time.labels, Math.max(2, Math.floor(width / 90))),
+    xLabel: `${time.axis} · no ablation, so no roles: median and quartiles of the feature entropy (nats)`,
+    label: 'Feature entropy over time',
+    bands: [{ points: low.map(([t, value], i) => [t, value, high[i][1]]), colour: 'var(--accent)' }],
+    series: [{ points: points('entropy_q50'), colour: 'var(--accent)' }],
+    cursor: time.at,
+    onpick: (t) => ctx.pick(time, t),
+    describe: (t) => [h('strong', {}, ctx.when(time, t)), `median entropy ${decimal(table.at(t, place, 'entropy_q50'))} nats`],
+  });
+}
+
+// What the cursor says of the layer.
+function facts(ctx, table, place, layer) {
+  const t = table.time.at;
+  const value = (column) => table.at(t, place, column);
+  const present = value('present');
+  const gap = value('ranking_gap');
+  const rows = [
+    ['changed role', percent(value('changed'), 1), 'Share of the units whose role differs from the analysis before'],
+    ['median entropy', `${decimal(value('entropy_q50'))} nats`, 'Feature entropy on validation images, over the units'],
+    Number.isFinite(gap) && ['ranking gap', signed(gap), gap >= 0 ? 'Positive: ablating by this ranking hurts less than the reverse' : 'Negative: the ranking misleads in this layer'],
+    Number.isFinite(value('turning_val')) && ['effective', percent(1 - value('turning_val')), 'Units that stand at the turning point, on validation images'],
+    present < layer.units && ['units left', `${present} of ${layer.units}`, 'Removed units are shown as removed'],
+  ];
+  return h(
+    'dl',
+    { class: 'facts' },
+    rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', { class: name === 'ranking gap' && gap < 0 ? 'warn' : null }, text)]),
+  );
+}

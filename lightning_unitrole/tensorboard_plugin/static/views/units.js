@@ -1,0 +1,157 @@
+// The raster of one layer: each unit a row, each analysis a column.
+import { history, order, extent } from '../derive.js';
+import { choice, h, plural, select } from '../dom.js';
+import { Raster } from '../raster.js';
+import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
+
+const SORTS = [
+  ['unit', 'unit number'],
+  ['role', 'role at the cursor'],
+  ['stable', 'since when the role is stable'],
+  ['changes', 'number of changes'],
+  ['entropy', 'entropy at the cursor'],
+];
+const COLOURS = [
+  ['role', 'role'],
+  ['entropy', 'entropy', 'Feature entropy on validation images; low is effective'],
+  ['selective', 'selective rate', 'Share of images without a birth point'],
+  ['useful', 'useful for', 'Share of the classes for which the unit is effective on both splits'],
+];
+const FIELD = { entropy: 'entropy_val', selective: 'selective_val', useful: 'useful' };
+const RAMP = { entropy: ['entropy (nats)', 'low is effective'], selective: ['selective rate', ''], useful: ['useful for (share of classes)', ''] };
+
+export const units = {
+  id: 'units',
+  tab: 'Units',
+  uses: ['run', 'layer', 'class'],
+  create(ctx, root) {
+    const panel = rasterPanel(ctx);
+    const options = h('div', { class: 'options' });
+    root.append(
+      explain(
+        'Every unit of one layer over time',
+        'Each row is a unit and keeps its number for the whole run; each column is an analysis. Long stretches of one colour are units that have found their role. Hover for all that is known, click to choose a unit and move the cursor, double-click to inspect it.',
+      ),
+      options,
+      panel.element,
+    );
+    return {
+      load: () => ctx.unitData(),
+      draw(data) {
+        options.replaceChildren(...controls(ctx, data));
+        panel.show(data);
+      },
+    };
+  },
+};
+
+function controls(ctx, data) {
+  const colour = colourOf(ctx, data);
+  return [
+    colour === 'role' ? legend(ctx) : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
+    h('span', { class: 'spring' }),
+    choice('Colour', COLOURS, colour, (value) => ctx.set({ colour: value })),
+    select('Sort by', SORTS, ctx.state.get('sort'), (sort) => ctx.set({ sort })),
+  ];
+}
+
+const hasRoles = (data) => data.roles.some((code) => code < 4);
+
+// Without roles the raster would be blank.
+const colourOf = (ctx, data) => (ctx.state.get('colour') === 'role' && ctx.klass === 'all' && !hasRoles(data) ? 'entropy' : ctx.state.get('colour'));
+
+const ranges = new WeakMap();
+function rangeOf(colour, data) {
+  if (colour !== 'entropy') return [0, 1];
+  if (!ranges.has(data.entropy_val)) ranges.set(data.entropy_val, extent(data.entropy_val));
+  return ranges.get(data.entropy_val);
+}
+
+// The raster with its filter and row height; the view of transitions shows it too.
+export function rasterPanel(ctx, { from } = {}) {
+  let shown = null;
+  const raster = new Raster({
+    onpick: (unit, at) => ctx.set({ unit, step: at >= shown.time.steps.length - 1 ? '' : shown.time.steps[at] }),
+    onopen: (unit) => ctx.set({ unit, view: 'unit' }),
+    describe: (unit, at) => describeUnit(ctx, shown.data, shown.time, unit, at, shown.past),
+  });
+  const caption = h('div', { class: 'caption' });
+  const empty = h('div', {});
+  const element = h('div', { class: 'raster-panel' }, caption, raster.element, empty);
+
+  function show(data) {
+    const time = ctx.time(data);
+    if (!time.steps.length) {
+      raster.element.hidden = true;
+      empty.replaceChildren(nothing('No analysis of this layer was logged.'));
+      caption.replaceChildren();
+      return;
+    }
+    const filter = ctx.state.get('filter');
+    const start = from ? from(time) : fromOf(ctx, time);
+    let rows = order(ctx.state.get('sort'), { roles: data.roles, units: data.units, at: time.at, measure: data.entropy_val });
+    if (filter) rows = rows.filter((u) => `${data.roles[start * data.units + u]}-${data.roles[time.at * data.units + u]}` === filter);
+    shown = { data, time, past: history(data.roles, data.units, time.at) };
+    const colour = colourOf(ctx, data);
+    raster.element.hidden = rows.length === 0;
+    empty.replaceChildren(...(rows.length ? [] : [nothing('No unit passes the filter.')]));
+    caption.replaceChildren(...captionOf(ctx, data, time, start, rows, raster, shown.past));
+    const unit = ctx.state.get('unit');
+    raster.show({
+      roles: data.roles,
+      values: colour === 'role' ? null : data[FIELD[colour]],
+      range: rangeOf(colour, data),
+      units: data.units,
+      order: keep(rows),
+      at: time.at,
+      from: from || filter ? start : null,
+      selected: unit === '' ? -1 : Number(unit),
+      rowHeight: Number(ctx.state.get('rows')),
+      sort: ctx.state.get('sort'),
+      labels: time.labels,
+      axis: time.axis,
+      palette: ctx.palette,
+    });
+  }
+
+  // The same order as before as the same array, so that the image need not be made again.
+  let last = [];
+  function keep(rows) {
+    if (rows.length !== last.length || rows.some((unit, place) => unit !== last[place])) last = rows;
+    return last;
+  }
+
+  return { element, show };
+}
+
+export function fromOf(ctx, time) {
+  const from = ctx.state.get('from');
+  if (from === '') return 0;
+  const place = Array.from(time.steps).indexOf(Number(from));
+  return place < 0 ? 0 : place;
+}
+
+function captionOf(ctx, data, time, start, rows, raster, past) {
+  const filter = ctx.state.get('filter');
+  const unit = ctx.state.get('unit');
+  const parts = [h('span', {}, filter ? `${rows.length} of ${plural(data.units, 'unit')}` : plural(data.units, 'unit'))];
+  if (filter) {
+    const [before, after] = filter.split('-').map((code) => ctx.role(Number(code)).label);
+    const text = `${before} → ${after}, from ${ctx.when(time, start)} to the cursor`;
+    parts.push(h('button', { class: 'chip', title: 'Drop the filter (Esc)', onclick: () => ctx.set({ filter: '' }) }, text, h('b', {}, '×')));
+  }
+  if (unit !== '' && Number(unit) < data.units) {
+    const code = data.roles[time.at * data.units + Number(unit)];
+    const text = `unit ${unit}: ${ctx.role(code).label}, ${plural(past.changes[Number(unit)], 'change')} so far`;
+    parts.push(h('button', { class: 'chip', onclick: () => ctx.set({ view: 'unit' }) }, text, h('b', {}, 'inspect')));
+  }
+  const grow = (factor) => {
+    const next = factor > 1 ? Math.max(raster.row + 1, Math.round(raster.row * factor)) : Math.floor(raster.row * factor);
+    ctx.set({ rows: Math.min(32, Math.max(1, next)) });
+  };
+  parts.push(
+    h('span', { class: 'spring' }),
+    h('span', { class: 'zoom' }, 'row height ', h('button', { class: 'icon', 'aria-label': 'Lower rows', onclick: () => grow(0.6) }, '−'), h('button', { class: 'icon', 'aria-label': 'Fit rows', title: 'Fit', onclick: () => ctx.set({ rows: '' }) }, 'fit'), h('button', { class: 'icon', 'aria-label': 'Higher rows', onclick: () => grow(1.6) }, '+')),
+  );
+  return parts;
+}
