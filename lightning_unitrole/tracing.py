@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -149,8 +148,9 @@ def trace_forward(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) 
     tracer = _Tracer(model, inputs)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
-        stack.callback(register_module_forward_pre_hook(tracer.enter_module).remove)
-        stack.callback(register_module_forward_hook(tracer.leave_module, always_call=True).remove)
+        for module in tracer.names:
+            stack.callback(module.register_forward_pre_hook(tracer.enter_module).remove)
+            stack.callback(module.register_forward_hook(tracer.leave_module, always_call=True).remove)
         stack.enter_context(tracer)
         forward(inputs)
     tops = tracer.top_level
@@ -176,9 +176,7 @@ class _Tracer(TorchFunctionMode):
             self.depth[tensor] = 0
 
     def enter_module(self, module: nn.Module, args: Any) -> None:
-        name = self.names.get(module)
-        if name is None:
-            return
+        name = self.names[module]
         if not self.frames:
             self.top_level.append(name)
         self.frames.append(_Frame(module, name, self.calls[name]))
