@@ -154,7 +154,7 @@ class Tape:
                 if index in self._constants and self._constants[index].rows:
                     live[index] = self._constants[index].tensor.nbytes
             for index in call.outputs:
-                live[index] = max(sizes[index], live.get(index, 0))
+                live[index] = max(sizes.get(index, 0), live.get(index, 0))
             peak = max(peak, sum(live.values()))
             for index in call.finished:
                 live.pop(index, None)
