@@ -9,13 +9,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_unitrole.ablation import AblationRequest, ScoreFn, ablation_curves, classification_score, first_tensor
+from lightning_unitrole.ablation import (
+    AblationRequest,
+    ScoreFn,
+    ablation_curves,
+    classification_score,
+    first_tensor,
+)
+from lightning_unitrole.ablation.engine import model_device
 from lightning_unitrole.criteria import (
     Criterion,
     UnitStatistics,
@@ -81,6 +88,8 @@ class AnalysisSettings:
     score_fn: ScoreFn | None = None
 
     def __post_init__(self) -> None:
+        if self.ablation_points == 1:
+            raise SettingError("ablation_points=1; expected at least 2 to make a curve, or 0 for no ablation.")
         for name, least in (("images_per_class", 1), ("ablation_points", 0), ("max_birth", 1), ("num_classes", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
@@ -99,6 +108,7 @@ class AnalysisSettings:
             raise SettingError(f"backend={self.backend!r}; expected one of {', '.join(BACKENDS)}.")
 
 
+Key = TypeVar("Key")
 Advance = Callable[[], None]
 Progress = Callable[[int, str], AbstractContextManager[Advance]]
 
@@ -187,8 +197,8 @@ class UnitAnalysis:
             group_fn=self.settings.group_fn,
         )
 
-    def recorders(self) -> dict[str, UnitRecorder]:
-        """An empty recorder for each layer, by the layer's name."""
+    def recorders(self, criteria: Sequence[str | Criterion] | None = None) -> dict[str, UnitRecorder]:
+        """An empty recorder for each layer, by the layer's name, that gathers what ``criteria`` read."""
         settings = self.settings
         return {
             layer.name: UnitRecorder(
@@ -196,7 +206,7 @@ class UnitAnalysis:
                 layer.num_units,
                 images_per_class=settings.images_per_class,
                 device=self.runtime.device,
-                activation=needs_activation(settings.criterion),
+                activation=any(map(needs_activation, criteria or [settings.criterion])),
                 max_birth=settings.max_birth,
                 max_density=settings.max_density,
                 backend=settings.backend,
@@ -204,14 +214,17 @@ class UnitAnalysis:
             for layer in self.layers
         }
 
-    def record(self, probe: Probe, quota: Tensor) -> dict[str, UnitRecorder]:
+    def record(
+        self, probe: Probe, quota: Tensor, *, criteria: Sequence[str | Criterion] | None = None
+    ) -> dict[str, UnitRecorder]:
         """Run a probe through the model and record every layer.
 
         Args:
             probe: the images.
             quota: ``[C]`` images to use of each class.
+            criteria: gather what these read; by default the one of the settings.
         """
-        recorders = self.recorders()
+        recorders = self.recorders(criteria)
         groups = torch.empty(0, dtype=torch.int64)
 
         def take(layer: UnitLayer, maps: Tensor) -> None:
@@ -227,11 +240,16 @@ class UnitAnalysis:
         return recorders
 
     def statistics(
-        self, recorders: Mapping[str, UnitRecorder], probe: Probe, quota: Tensor
+        self,
+        recorders: Mapping[str, UnitRecorder],
+        probe: Probe,
+        quota: Tensor,
+        *,
+        criteria: Sequence[str | Criterion] | None = None,
     ) -> dict[str, UnitStatistics]:
-        """What recorders gathered, summed over processes, and the gradients where the criterion reads them."""
+        """What recorders gathered, summed over processes, and the gradients where a criterion reads them."""
         sensitivity: Mapping[str, Tensor] = {}
-        if needs_gradient(self.settings.criterion):
+        if any(map(needs_gradient, criteria or [self.settings.criterion])):
             sensitivity = self._sensitivity(probe, quota)
         return {
             layer.name: recorders[layer.name].statistics(
@@ -247,7 +265,7 @@ class UnitAnalysis:
         score = score_units(self.settings.criterion, statistics)
         order = rank_units(score)
         overall = rank_overall(order, statistics.images)
-        curves, class_curves = self._ablate(layer, order, overall, probe, quota)
+        curves, class_curves = self._ablate_ranking(layer, order, overall, probe, quota)
         entropy, selective_rate, ineffectiveness = feature_entropy(statistics.counts)
         return SplitReport(
             images=statistics.images,
@@ -304,22 +322,40 @@ class UnitAnalysis:
             global_step=global_step,
         )
 
-    def _ablate(
+    def _ablate_ranking(
         self, layer: UnitLayer, order: Tensor, overall: Tensor, probe: Probe, quota: Tensor
     ) -> tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]:
         if not self.settings.ablation_points:
             return {}, ()
         shuffled = torch.randperm(layer.num_units, generator=torch.Generator().manual_seed(0))
-        requests = {
+        overall_requests = {
             "least_first": AblationRequest(overall.flip(0)),
             "most_first": AblationRequest(overall),
             "random": AblationRequest(shuffled),
         }
-        requests |= {
-            f"class {index}": AblationRequest(order[index].flip(0), group=index)
+        class_requests = {
+            index: AblationRequest(order[index].flip(0), group=index)
             for index in range(self.num_classes)
             if int(quota[index])
         }
+        curves = self.ablate(layer, {**overall_requests, **class_requests}, probe, quota)
+        by_class = tuple(curves.get(index) for index in range(self.num_classes))
+        return {name: curves[name] for name in overall_requests}, by_class
+
+    def ablate(
+        self, layer: UnitLayer, requests: Mapping[Key, AblationRequest], probe: Probe, quota: Tensor
+    ) -> dict[Key, AblationCurve]:
+        """Several ablation curves of a layer at once, on the images of a probe.
+
+        Args:
+            layer: the layer.
+            requests: the orders, and for each the group of images that count.
+            probe: the images.
+            quota: ``[C]`` images to use of each class.
+
+        Returns:
+            A curve for each request that has images.
+        """
         runtime = self.runtime
 
         def batches() -> Iterator[tuple[Any, Any, Tensor]]:
@@ -336,9 +372,7 @@ class UnitAnalysis:
             score_fn=self.settings.score_fn,
             reduce=runtime.reduce,
         )
-        named = {name: curve for name, curve in zip(requests, curves, strict=True) if curve is not None}
-        by_class = tuple(named.pop(f"class {index}", None) for index in range(self.num_classes))
-        return named, by_class
+        return {key: curve for key, curve in zip(requests, curves, strict=True) if curve is not None}
 
     def _sensitivity(self, probe: Probe, quota: Tensor) -> dict[str, Tensor]:
         """``[C, U]`` sums over images of ``|sum over the map of activation x gradient of the loss|``, by layer."""
@@ -473,6 +507,25 @@ def non_finite_maps(report: UnitReport) -> str | None:
     )
 
 
+def start_analysis(
+    model: nn.Module,
+    data: DataSource,
+    settings: AnalysisSettings,
+    *,
+    name: str,
+    forward: Callable[[Any], Any] | None = None,
+    progress: Progress = no_progress,
+) -> UnitAnalysis:
+    """The analysis of a plain model where its parameters lie, its layers found on the first images of ``data``."""
+    device = model_device(model)
+
+    def transfer(batch: Any) -> Any:
+        return apply_to_collection(batch, Tensor, lambda values: values.to(device))
+
+    runtime = Runtime(forward=forward or model, transfer=transfer, device=device, progress=progress)
+    return UnitAnalysis(model, settings, runtime, transfer(first_batch(as_batches(data, name=name), name=name)))
+
+
 def analyze(
     model: nn.Module,
     train_data: DataSource,
@@ -538,14 +591,7 @@ def analyze(
         group_fn=group_fn,
         score_fn=score_fn,
     )
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-    def transfer(batch: Any) -> Any:
-        return apply_to_collection(batch, Tensor, lambda values: values.to(device))
-
-    runtime = Runtime(forward=forward or model, transfer=transfer, device=device, progress=progress)
-    batch = transfer(first_batch(as_batches(train_data, name="training"), name="training"))
-    analysis = UnitAnalysis(model, settings, runtime, batch)
+    analysis = start_analysis(model, train_data, settings, name="training", forward=forward, progress=progress)
     train_probe = analysis.probe(train_data, name="training")
     val_probe = analysis.probe(val_data, name="validation")
     found = train_probe.available(), val_probe.available()
