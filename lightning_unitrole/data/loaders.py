@@ -98,7 +98,9 @@ def sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
     For a sampler of the user's own these are the indices of one epoch. They do not depend on the process.
     """
     size = len(loader.dataset)  # type: ignore[arg-type]
-    sampler: Any = loader.batch_sampler if type(loader.batch_sampler) is not BatchSampler else loader.sampler
+    sampler: Any = loader.batch_sampler
+    if type(sampler) is BatchSampler:
+        sampler = sampler.sampler  # not the loader's, which is a stand-in where the batch sampler was handed in
     if isinstance(sampler, DistributedSampler):
         sampler = _undistributed(sampler)
     if sampler is None:
@@ -208,7 +210,7 @@ class _WorkerInit:
 
     def __call__(self, worker: int) -> None:
         info: Any = get_worker_info()
-        vars(info)["dataset"] = info.dataset.dataset
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses to be written to
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker)
 
