@@ -97,7 +97,7 @@ def map_leaves(value: Any, kind: type[Leaf], change: Callable[[Leaf], Any]) -> A
         items = [map_leaves(item, kind, change) for item in value]
         if hasattr(value, "_fields"):
             return type(value)(*items)
-        return tuple(items) if type(value) is tuple else type(value)(items)
+        return tuple(items) if type(value) in (tuple, torch.Size) else type(value)(items)
     if isinstance(value, list):
         return [map_leaves(item, kind, change) for item in value]
     if isinstance(value, Mapping):

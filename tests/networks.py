@@ -174,7 +174,7 @@ class SqueezeNet(nn.Module):
 
 
 class FixedView(nn.Module):
-    """Writes the batch size into a shape."""
+    """Writes the batch size into a shape, in a way that can be told from other numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,6 +185,15 @@ class FixedView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[0]
         return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).view(batch, -1))
+
+
+class HiddenSize(FixedView):
+    """Writes the batch size into a shape after calculating with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        rows = len(x) * x.shape[1]
+        return self.fc(x.view(rows, 64).view(rows // 4, -1))
 
 
 class BatchMean(FixedView):

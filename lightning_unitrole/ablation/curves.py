@@ -135,16 +135,30 @@ def ablation_curves(
     Returns:
         A curve for each request; ``None`` where no image counts.
     """
-    engine = AblationEngine(model, layer, batches, forward=forward, score_fn=score_fn, max_memory=max_memory)
-    numbers = [coarse_points(layer.num_units, points)] * len(requests)
+    with torch.inference_mode(False):  # so that the curves can be used everywhere
+        return _measure_curves(
+            AblationEngine(model, layer, batches, forward=forward, score_fn=score_fn, max_memory=max_memory),
+            requests,
+            points,
+            reduce or (lambda sums: sums),
+            progress or (lambda: None),
+        )
+
+
+def _measure_curves(
+    engine: AblationEngine,
+    requests: Sequence[AblationRequest],
+    points: int | None,
+    reduce: Callable[[Tensor], Tensor],
+    progress: Callable[[], None],
+) -> list[AblationCurve | None]:
+    device = model_device(engine.model)
+    numbers = [coarse_points(engine.layer.num_units, points)] * len(requests)
     known = [_Points() for _ in requests]
     while any(len(of_request) for of_request in numbers):
-        sums = engine.measure(requests, numbers, progress or (lambda: None))
-        if reduce is not None:
-            device = model_device(model)
-            total = reduce(torch.cat(sums).to(device)).cpu()
-            sums = list(torch.split(total, [len(part) for part in sums]))
-        for of_request, more, part in zip(known, numbers, sums, strict=True):
+        sums = torch.cat(engine.measure(requests, numbers, progress))
+        parts = torch.split(reduce(sums.to(device)).cpu(), [len(of_request) for of_request in numbers])
+        for of_request, more, part in zip(known, numbers, parts, strict=True):
             of_request.add(more, part)
         numbers = [of_request.wanted(points) for of_request in known]
     return [of_request.curve() for of_request in known]

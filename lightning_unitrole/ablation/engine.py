@@ -135,9 +135,9 @@ class AblationEngine:
         """
         for request in requests:
             check_order(request.order, self.layer)
-        curves = [_Curve(request, of_request) for request, of_request in zip(requests, numbers, strict=True)]
-        ranks = torch.stack([request.order.argsort() for request in requests]).to(self._device)
         with undisturbed(self.model):
+            curves = [_Curve(request, of_request) for request, of_request in zip(requests, numbers, strict=True)]
+            ranks = torch.stack([request.order.argsort() for request in requests]).to(self._device)
             for batch in self._prepared(on_batch):
                 self._add(batch, curves, ranks)
         return [curve.sums for curve in curves]
@@ -205,17 +205,22 @@ class AblationEngine:
         return self._levels[size]
 
     def _verify(self, tape: Tape, inputs: Any) -> Replay:
-        """Compare the recording with the whole model: on three images, if they can be taken out of the batch."""
+        """Compare the recording with the whole model: on three images, if they can be taken out of the batch.
+
+        The replay gets six rows, which shows a batch size that is written into the recording, unless that is six. Every
+        second row is another ablation, which shows whether rows influence one another.
+        """
         size, units = tape.num_rows, self.layer.num_units
-        count = 4 if size == 3 else 3  # unlike the batch, so that a batch size written into the recording shows
-        shares = torch.tensor([0.5, 0.25, 0.75, 0.5])[:count, None]
-        off = (torch.rand(count, units, generator=torch.Generator().manual_seed(0)) < shares).to(tape.maps.device)
+        count = 4 if size == 6 else 3
+        off = torch.rand(2 * count, units, generator=torch.Generator().manual_seed(0)) < 0.5
+        off = off.to(tape.maps.device)
         if batch_size(inputs) == size:
             rows = torch.tensor([size - 1, 0, size // 2, 0])[:count].to(tape.maps.device)
-            expected = self._run(take_rows(inputs, rows), off)
-            if _agree(lambda: tape.replay(off, rows), expected):
+            expected = self._run(take_rows(inputs, rows), off[::2])
+            twice = rows.repeat_interleave(2)
+            if _agree(lambda: _every_second(tape.replay(off, twice), 2 * count), expected):
                 return Replay.ANY_ROWS
-            if _agree(lambda: _replay_in_batches(tape, off, rows), expected):
+            if _agree(lambda: _every_second(_replay_in_batches(tape, off, twice), 2 * count), expected):
                 return Replay.BATCH_SIZED
         if _agree(lambda: tape.replay(off[:1]), self._run(inputs, off[:1])):
             return Replay.WHOLE_BATCH
@@ -343,6 +348,10 @@ def _replay_in_batches(tape: Tape, off: Tensor, rows: Tensor) -> Any:
     parts = zip(*(tensors_in(piece) for piece in pieces), strict=True)
     joined = iter([torch.cat(part)[: len(rows)] if part[0].dim() else part[0] for part in parts])
     return map_tensors(pieces[0], lambda _: next(joined))
+
+
+def _every_second(outputs: Any, num_rows: int) -> Any:
+    return map_tensors(outputs, lambda tensor: tensor[::2] if tensor.dim() and len(tensor) == num_rows else tensor)
 
 
 def _agree(replay: Callable[[], Any], expected: Any) -> bool:

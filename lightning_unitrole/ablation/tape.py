@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_unitrole.errors import TraceError
-from lightning_unitrole.forwards import function_name, leaves, map_leaves, map_tensors, tensors_in
+from lightning_unitrole.forwards import batch_size, function_name, leaves, map_leaves, map_tensors, tensors_in
 from lightning_unitrole.units import UnitLayer, UnitTap
 
 # Functions that may return something else than tensors without revealing the values that a tensor holds.
@@ -42,6 +42,13 @@ class _Value:
     """Stands for a tensor among recorded arguments and outputs."""
 
     index: int
+
+
+class _Rows(int):
+    """The number of images in a batch, read from the shape of a tensor; a replay puts its own number in its place."""
+
+
+_ROWS = _Value(-1)
 
 
 @dataclass
@@ -110,14 +117,14 @@ class Tape:
             The outputs, with ``M`` rows.
         """
         maps = self.maps if rows is None else self.maps[rows]
-        values: dict[int, Tensor] = {0: maps.masked_fill(off[:, :, None, None], 0)}
+        values: dict[int, Any] = {0: maps.masked_fill(off[:, :, None, None], 0), _ROWS.index: len(maps)}
         del maps
 
         def constant(index: int) -> Tensor:
             found = self._constants[index]
             return found.tensor[rows] if found.rows and rows is not None else found.tensor
 
-        def value(reference: _Value) -> Tensor:
+        def value(reference: _Value) -> Any:
             if reference.index not in values:
                 values[reference.index] = constant(reference.index)
             return values[reference.index]
@@ -142,7 +149,7 @@ class Tape:
             for index in [*_indices([*call.args, call.kwargs]), *call.outputs]:
                 last[index] = position
         for index, position in last.items():
-            if index not in kept:
+            if index not in kept and index != _ROWS.index:
                 self._calls[position].finished.append(index)
 
     def _peak(self, sizes: dict[int, int]) -> int:
@@ -180,7 +187,7 @@ def record(
     """
     while True:
         inputs_now = map_tensors(inputs, torch.clone)
-        recorder = _Recorder(model, inputs_now, copies)
+        recorder = _Recorder(inputs_now, copies)
         with UnitTap(model, [layer], recorder.tapped), recorder:
             outputs = forward(inputs_now)
         if recorder.maps is None:
@@ -199,7 +206,7 @@ def record(
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, inputs: Any, copies: set[tuple[int, int]]) -> None:
+    def __init__(self, inputs: Any, copies: set[tuple[int, int]]) -> None:
         super().__init__()
         self.copies = copies
         self.calls: list[_Call] = []
@@ -207,7 +214,7 @@ class _Recorder(TorchFunctionMode):
         self.places: dict[tuple[int, int], _Constant] = {}
         self.sizes: dict[int, int] = {}
         self.maps: Tensor | None = None
-        self.num_rows = 0
+        self.num_rows = batch_size(inputs)
         self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self.next_number = 1
         self.step = 0
@@ -225,7 +232,7 @@ class _Recorder(TorchFunctionMode):
             raise UnreplayableError("a forward pass computes its maps more than once")
         # The pass goes on with a copy of its own: whatever else holds or shares the memory of the maps is not ablated.
         with torch._C.DisableTorchFunction():
-            self.maps, self.num_rows, passed_on = maps.clone(), len(maps), maps.clone()
+            self.maps, passed_on = maps.clone(), maps.clone()
         self.numbers[passed_on] = 0
         return passed_on
 
@@ -236,12 +243,24 @@ class _Recorder(TorchFunctionMode):
         operands = [*tensors_in(args), *tensors_in(kwargs)]
         if self.maps is not None and any(tensor in self.numbers for tensor in operands):
             return self._record(function, args, kwargs, operands)
+        self._check_overwritten(operands)
         result = function(*args, **kwargs)
-        if any(tensor in self.derived for tensor in operands):
+        if any(tensor in self.derived for tensor in operands) or next(leaves((args, kwargs), _Rows), None) is not None:
             changed = args[0] if function_name(function) == "__setitem__" else result
             for tensor in tensors_in(changed):
                 self.derived[tensor] = True
+            return self._with_rows(result, args, kwargs)
         return result
+
+    def _with_rows(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A shape, or its first entry, in which the number of images is marked as such."""
+        shape = args[0].shape if args and isinstance(args[0], Tensor) else ()
+        if shape[:1] != (self.num_rows,):
+            return result
+        if type(result) is torch.Size and result == shape:
+            return torch.Size((_Rows(result[0]), *result[1:]))
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        return _Rows(result) if type(result) is int and dim in (0, -len(shape)) else result
 
     def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tensor]) -> Any:
         name = function_name(function)
@@ -256,11 +275,11 @@ class _Recorder(TorchFunctionMode):
         result = function(*args, **kwargs)
         outputs = list(tensors_in(result))
         if not outputs and name in _METADATA:
-            return result
+            return self._with_rows(result, args, kwargs)
         written = [tensor for tensor, version in zip(operands, before, strict=True) if _version(tensor) != version]
         if not outputs and not written:
             raise UnreplayableError(f"the forward pass reads values that depend on it into Python ({name})")
-        numbers = list(_indices([*call.args, call.kwargs]))
+        numbers = [number for number in _indices([*call.args, call.kwargs]) if number != _ROWS.index]
         for tensor, number in zip(operands, numbers, strict=True):
             if tensor not in self.numbers and any(tensor is other for other in written):
                 # From this call on the tensor depends on the maps, and so does whatever shares its memory.
@@ -292,13 +311,13 @@ class _Recorder(TorchFunctionMode):
     def references(self, structure: Any) -> Any:
         """``structure`` with every tensor replaced by its number."""
         positions = count()
-        return map_tensors(structure, lambda tensor: self._reference(tensor, next(positions)))
+        referring = map_tensors(structure, lambda tensor: self._reference(tensor, next(positions)))
+        return map_leaves(referring, _Rows, lambda _: _ROWS)
 
     def _reference(self, tensor: Tensor, position: int) -> _Value:
         if tensor in self.numbers:
             return _Value(self.numbers[tensor])
-        if self.overwritten and tensor.untyped_storage()._cdata in self.overwritten:
-            raise UnreplayableError("the forward pass writes into a part of another tensor in place")
+        self._check_overwritten([tensor])
         place, state = (self.step, position), (id(tensor), _version(tensor))
         if state not in self.shared:
             copied = tensor.clone() if place in self.copies else tensor
@@ -308,6 +327,10 @@ class _Recorder(TorchFunctionMode):
             self.constants[number] = self.places[place] = constant
             self.shared[state] = number, tensor
         return _Value(self.shared[state][0])
+
+    def _check_overwritten(self, tensors: list[Tensor]) -> None:
+        if self.overwritten and any(tensor.untyped_storage()._cdata in self.overwritten for tensor in tensors):
+            raise UnreplayableError("the forward pass writes into a part of another tensor in place")
 
     def _number(self, tensor: Tensor) -> int:
         if tensor not in self.numbers:
