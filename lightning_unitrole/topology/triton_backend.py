@@ -16,8 +16,8 @@ from lightning_unitrole.topology.definition import trivial_births
 from lightning_unitrole.topology.ordering import as_integers
 
 MAX_SIDE = 256
-_PER_THREAD = 128
-"""32-bit registers a thread spends on the edges of its maps."""
+_PER_THREAD = 64
+"""32-bit registers a thread spends on the edges of its maps; with 128 the compiler reports spilling (sm_90)."""
 _SCRATCH_BYTES = 64 << 20
 
 

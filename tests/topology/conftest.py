@@ -1,0 +1,26 @@
+"""Runs Triton under its interpreter, so that its backend is tested on any machine."""
+
+import os
+
+import pytest
+import torch
+
+# Triton reads this when it is imported. Where there is a GPU the compiled kernels are what should be tested.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+FAST = ("torch", "numba", "triton")
+
+
+@pytest.fixture(params=FAST)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each fast backend in turn."""
+    name: str = request.param
+    if name == "triton":
+        pytest.importorskip("triton", reason="Triton has no package for this platform")
+    return name
+
+
+@pytest.fixture
+def device(backend: str) -> torch.device:
+    return torch.device("cuda" if backend == "triton" and torch.cuda.is_available() else "cpu")
