@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE
 from lightning_unitrole.topology.numba_backend import UNSETTLED
-from lightning_unitrole.topology.numba_vectors import make_vectors
+from lightning_unitrole.topology.numba_vectors import best_entry, enter, largest, least_below, relabel
 from lightning_unitrole.topology.ripser_backend import step_numbers
 
 _SLOTS_BYTES = 24 << 10
@@ -46,64 +46,18 @@ def _make_scan(side: int, half: bool) -> Any:
     packed_type = np.int32 if half and side <= 256 else np.int64
     index_bits = 8 if side <= 256 else side.bit_length() - 1
     index_mask = (1 << index_bits) - 1
-    key_shift = packed_type(2 * index_bits)
-    absent = key_type(np.iinfo(key_type).min)
-    nothing = packed_type(np.iinfo(packed_type).min)
-    magnitude_mask = np.iinfo(key_type).max
-    zero, one = np.uint64(0), np.uint64(1)
-    before_first = packed_type((1 << 15) if half else (1 << 31))  # no key is as large
+    shift = 2 * index_bits
+    absent = int(np.iinfo(key_type).min)
+    nothing = int(np.iinfo(packed_type).min)
+    before_first = 1 << 40  # no key is as large
 
     lanes = min(side, 32)
-    vectors = make_vectors(lanes, 16 if half else 32, 8 * np.dtype(packed_type).itemsize, int(key_shift))
-    enter, vector_best, vector_largest, vector_least, relabel = vectors
-
-    def load(values, base, stride, height, width, line, keys, at, row_best, extreme):  # type: ignore[no-untyped-def]
-        """Put one map into the slot at ``at``: its keys and the best entry of each row; returns the largest magnitude."""
-        for lane in range(lanes):
-            extreme[lane] = 0
-        first_row = at * side
-        for row in range(height):
-            source = base + row * stride
-            best = nothing
-            if source + side <= values.size:
-                for column in range(0, side, lanes):
-                    best = max(best, enter(values, source + column, keys, (first_row + row) * side + column, extreme, 0, column, width, row))
-            else:  # reading `side` values would leave the array
-                for column in range(width):
-                    line[column] = values[source + column]
-                for column in range(0, side, lanes):
-                    best = max(best, enter(line, column, keys, (first_row + row) * side + column, extreme, 0, column, width, row))
-            row_best[first_row + row] = best | packed_type(row << index_bits)
-        for row in range(height, side):
-            row_best[first_row + row] = nothing
-        for row in range(height, side):
-            for column in range(side):
-                keys[(first_row + row) * side + column] = absent
-        greatest = extreme[0]
-        for lane in range(1, lanes):
-            greatest = max(greatest, extreme[lane])
-        return greatest
-
-    def best_of_row(keys, first, row):  # type: ignore[no-untyped-def]
-        """The largest entry of the row that starts at ``first``, packed with where it is."""
-        best = vector_best(keys, first, 0)
-        for column in range(lanes, side, lanes):
-            best = max(best, vector_best(keys, first + column, column))
-        return best | packed_type(row << index_bits)
-
-    def least_key(keys, at):  # type: ignore[no-untyped-def]
-        """The least key left in a slot."""
-        least = np.int32(magnitude_mask)
-        for element in range(at * side * side, (at + 1) * side * side, lanes):
-            least = min(least, vector_least(keys, element))
-        return packed_type(least) + packed_type(1)
-
-    load, best_of_row, least_key = _inline(load), _inline(best_of_row), _jit(least_key)
 
     def kernel(  # type: ignore[no-untyped-def]
         flat, images, image_step, unit_step, row_step, column_step, units, height, width, limit, infinity, begin, end, out
     ):
         """Births of the maps ``begin`` to ``end`` (image by image, unit by unit) into ``out``; returns how many are open."""
+        zero, one = np.uint64(0), np.uint64(1)
         line = np.zeros(side, key_type)
         extreme = np.zeros(lanes, key_type)
         block = np.empty(_BLOCK * height * width if column_step != 1 else 1, key_type)
@@ -115,8 +69,8 @@ def _make_scan(side: int, half: bool) -> Any:
         label = np.zeros(slots * side * words, np.uint64)
         component = np.empty(slots * side, np.uint16)
         step = np.zeros(slots, np.int64)
-        last = np.zeros(slots, packed_type)
-        lowest = np.zeros(slots, packed_type)
+        last = np.zeros(slots, np.int64)
+        lowest = np.zeros(slots, np.int64)
         live = np.zeros(slots, np.bool_)
         dropped = np.zeros(slots, np.bool_)
         number = np.zeros(slots, np.int64)
@@ -126,21 +80,44 @@ def _make_scan(side: int, half: bool) -> Any:
             while busy < slots and following < end:
                 image, unit = images[following // units] * image_step, following % units
                 slot = order[busy]
-                if column_step == 1:
-                    greatest = load(
-                        flat, image + unit * unit_step, row_step, height, width, line, keys, slot, row_best, extreme
-                    )
-                else:
-                    if following >= block_end:
-                        block_begin, block_end = following, min(end, following + min(_BLOCK, units - unit))
-                        for row in range(height):
+                if column_step != 1 and following >= block_end:
+                    # Neighbouring units lie side by side: read them together.
+                    block_begin, block_end = following, min(end, following + min(_BLOCK, units - unit))
+                    for row in range(height):
+                        for column in range(width):
+                            source = image + unit * unit_step + row * row_step + column * column_step
+                            target = row * width + column
+                            for member in range(block_end - block_begin):
+                                block[member * height * width + target] = flat[source + member * unit_step]
+                first_row = slot * side
+                for lane in range(lanes):
+                    extreme[lane] = 0
+                for row in range(height):
+                    source, target = image + unit * unit_step + row * row_step, (first_row + row) * side
+                    best = nothing
+                    if column_step == 1 and source + side <= flat.size:
+                        for column in range(0, side, lanes):
+                            best = max(
+                                best, enter(flat, source + column, keys, target + column, extreme, column, width, row, shift, lanes)
+                            )
+                    else:
+                        if column_step == 1:  # reading `side` values would leave the array
                             for column in range(width):
-                                source = image + unit * unit_step + row * row_step + column * column_step
-                                target = row * width + column
-                                for member in range(block_end - block_begin):
-                                    block[member * height * width + target] = flat[source + member * unit_step]
-                    base = (following - block_begin) * height * width
-                    greatest = load(block, base, width, height, width, line, keys, slot, row_best, extreme)
+                                line[column] = flat[source + column]
+                        else:
+                            staged = ((following - block_begin) * height + row) * width
+                            for column in range(width):
+                                line[column] = block[staged + column]
+                        for column in range(0, side, lanes):
+                            best = max(best, enter(line, column, keys, target + column, extreme, column, width, row, shift, lanes))
+                    row_best[first_row + row] = best | (row << index_bits)
+                for row in range(height, side):
+                    row_best[first_row + row] = nothing
+                for element in range((first_row + height) * side, (first_row + side) * side):
+                    keys[element] = absent
+                greatest = extreme[0]
+                for lane in range(1, lanes):
+                    greatest = max(greatest, extreme[lane])
                 if greatest >= infinity:
                     out[following] = NON_FINITE
                     following += 1
@@ -152,7 +129,7 @@ def _make_scan(side: int, half: bool) -> Any:
                 number[slot] = following
                 step[slot] = 0
                 last[slot] = before_first
-                lowest[slot] = before_first if height == width else packed_type(absent)
+                lowest[slot] = before_first if height == width else absent
                 live[slot] = False
                 dropped[slot] = False
                 following += 1
@@ -163,10 +140,10 @@ def _make_scan(side: int, half: bool) -> Any:
             while place < busy:
                 slot = order[place]
                 first_row = slot * side
-                top = vector_largest(row_best, first_row)
-                for row in range(lanes, side, lanes):
-                    top = max(top, vector_largest(row_best, first_row + row))
-                key = top >> key_shift
+                top = nothing
+                for row in range(0, side, lanes):
+                    top = max(top, largest(row_best, first_row + row, lanes))
+                key = top >> shift
                 birth = -1
                 if key != last[slot]:
                     # A step has ended, and the first Betti number is known.
@@ -182,7 +159,10 @@ def _make_scan(side: int, half: bool) -> Any:
                 else:
                     # Equals are often the many zeros after a ReLU. The lowest step completes the graph: no cycle is left.
                     if lowest[slot] == before_first:
-                        lowest[slot] = least_key(keys, slot)
+                        least = before_first
+                        for element in range(first_row * side, (first_row + side) * side, lanes):
+                            least = min(least, least_below(keys, element, lanes))
+                        lowest[slot] = least + 1
                     if lowest[slot] == key:
                         birth = 0
                 if birth != -1:
@@ -194,13 +174,19 @@ def _make_scan(side: int, half: bool) -> Any:
                     order[place] = order[busy]
                     order[busy] = slot
                     continue
-                u, v = (np.int64(top) >> index_bits) & index_mask, np.int64(top) & index_mask
+                u, v = (top >> index_bits) & index_mask, top & index_mask
                 row_u, row_v = first_row + u, first_row + v
                 keys[row_u * side + v] = absent
                 keys[row_v * side + u] = absent
-                row_best[row_u] = best_of_row(keys, row_u * side, u)
-                if np.int64(row_best[row_v]) & index_mask == u:
-                    row_best[row_v] = best_of_row(keys, row_v * side, v)
+                best = nothing
+                for column in range(0, side, lanes):
+                    best = max(best, best_entry(keys, row_u * side + column, column, shift, lanes))
+                row_best[row_u] = best | (u << index_bits)
+                if row_best[row_v] & index_mask == u:
+                    best = nothing
+                    for column in range(0, side, lanes):
+                        best = max(best, best_entry(keys, row_v * side + column, column, shift, lanes))
+                    row_best[row_v] = best | (v << index_bits)
                 common = zero
                 for word in range(words):
                     common |= neighbours[row_u * words + word] & neighbours[row_v * words + word]
@@ -227,7 +213,7 @@ def _make_scan(side: int, half: bool) -> Any:
                     else:
                         marked = ones
                 for vertex in range(0, side, lanes):
-                    relabel(component, first_row + vertex, kept, gone)
+                    relabel(component, first_row + vertex, kept, gone, lanes)
                 neighbours[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
                 neighbours[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
                 if marked:
@@ -237,10 +223,6 @@ def _make_scan(side: int, half: bool) -> Any:
         return unsettled
 
     return _jit(kernel)
-
-
-def _inline(function: Callable[..., Any]) -> Any:
-    return numba.njit(nogil=True, forceinline=True)(function)
 
 
 @_jit

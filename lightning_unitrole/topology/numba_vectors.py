@@ -1,133 +1,127 @@
 """Vector instructions for the numba kernels, written as LLVM vectors.
 
 Left to itself LLVM unrolls loops of fixed length before it vectorises, and then takes maxima one by one; said as vector operations
-they come out as a handful of instructions on any processor. Importing this module loads numba.
+they come out as a handful of instructions on any processor. ``lanes`` (elements a vector) and ``shift`` must be constants; the arrays
+must hold as many elements from the offset on. Importing this module loads numba.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.imputils import impl_ret_untracked
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 _INDEX = ir.IntType(64)
 
 
-class Vectors(NamedTuple):
-    """The operations for one choice of types; each works on ``lanes`` neighbouring elements of a 1-D array."""
+@intrinsic(prefer_literal=True)
+def enter(typing, source, i, target, j, extreme, column, width, row, shift, lanes):  # type: ignore[no-untyped-def]
+    """Turn the stored bits at ``source[i:]`` into keys that sort as the floats do, at ``target[j:]``.
 
-    enter: Any
-    best: Any
-    largest: Any
-    least: Any
-    relabel: Any
-
-
-def make_vectors(lanes: int, key_bits: int, packed_bits: int, shift: int) -> Vectors:
-    """Vector operations on ``lanes`` keys of ``key_bits``, packed with their position into ``packed_bits``.
-
-    Args:
-        lanes: elements a vector; the arrays handed in must hold as many from the offset on.
-        key_bits: 16 or 32.
-        packed_bits: 32 or 64.
-        shift: how far a key moves up to make room for its position.
+    The lanes hold the columns from ``column`` on of row ``row``; columns from ``width`` on and the diagonal become absent. The largest
+    magnitudes go to ``extreme``. Returns the best entry, ``key << shift | column``.
     """
-    key, packed = ir.IntType(key_bits), ir.IntType(packed_bits)
-    keys, packs = ir.VectorType(key, lanes), ir.VectorType(packed, lanes)
-    result = types.int32 if packed_bits == 32 else types.int64
-    absent, mask = -(1 << (key_bits - 1)), (1 << (key_bits - 1)) - 1
 
-    def pack(builder: Any, value: Any, column: Any) -> Any:
-        """The largest of ``key << shift | position`` over a vector of keys."""
-        high = builder.shl(builder.sext(value, packs), _same(packs, shift))
-        positions = builder.add(_counting(packs), _spread(builder, packs, builder.trunc(column, packed)))
-        return _reduce(builder, "smax", builder.or_(high, positions))
-
-    @_operation(result)
-    def enter(builder: Any, data: Sequence[Any], column: Any, width: Any, row: Any) -> Any:
-        """Turn stored bits into keys that sort as the floats do; note the largest magnitudes; return the best entry."""
-        source, target, extreme = data
-        positions = builder.add(_counting(keys), _spread(builder, keys, builder.trunc(column, key)))
-        inside = builder.icmp_signed("<", positions, _spread(builder, keys, builder.trunc(width, key)))
-        raw = builder.select(inside, _read(builder, source, keys), _same(keys, 0))
-        magnitude = builder.and_(raw, _same(keys, mask))
+    def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        keys = _vector(signature.args[0], lanes)
+        key, bits = keys.element, keys.element.width
+        column, width, row = (builder.trunc(_wide(builder, value), key) for value in values[5:8])
+        positions = builder.add(_counting(keys), _spread(builder, keys, column))
+        inside = builder.icmp_signed("<", positions, _spread(builder, keys, width))
+        raw = builder.select(inside, _read(builder, _pointer(context, builder, signature, values, 0), keys), _same(keys, 0))
+        magnitude = builder.and_(raw, _same(keys, (1 << (bits - 1)) - 1))
         negative = builder.icmp_signed("<", raw, _same(keys, 0))
         value = builder.select(negative, builder.sub(_same(keys, 0), magnitude), magnitude)
-        old = _read(builder, extreme, keys)
-        _write(builder, extreme, builder.select(builder.icmp_signed(">", magnitude, old), magnitude, old))
-        diagonal = builder.icmp_signed("==", positions, _spread(builder, keys, builder.trunc(row, key)))
-        entered = builder.select(builder.and_(inside, builder.not_(diagonal)), value, _same(keys, absent))
-        _write(builder, target, entered)
-        return pack(builder, entered, column)
+        largest = builder.bitcast(_data(context, builder, signature, values, 4), keys.as_pointer())
+        old = _read(builder, largest, keys)
+        _write(builder, largest, builder.select(builder.icmp_signed(">", magnitude, old), magnitude, old))
+        diagonal = builder.icmp_signed("==", positions, _spread(builder, keys, row))
+        kept = builder.and_(inside, builder.not_(diagonal))
+        entered = builder.select(kept, value, _same(keys, -(1 << (bits - 1))))
+        _write(builder, _pointer(context, builder, signature, values, 2), entered)
+        return _best(builder, entered, _wide(builder, values[5]), shift)
 
-    @_operation(result)
-    def best(builder: Any, data: Sequence[Any], column: Any) -> Any:
-        """The best entry of a vector of keys."""
-        return pack(builder, _read(builder, data[0], keys), column)
-
-    @_operation(result)
-    def largest(builder: Any, data: Sequence[Any]) -> Any:
-        """The largest of a vector of packed entries."""
-        return _reduce(builder, "smax", _read(builder, data[0], packs))
-
-    @_operation(types.int32)
-    def least(builder: Any, data: Sequence[Any]) -> Any:
-        """The least of a vector of keys less one, so that absent ones (the least integer) wrap to the largest."""
-        lowered = builder.sub(_read(builder, data[0], keys), _same(keys, 1))
-        return builder.sext(_reduce(builder, "smin", lowered), ir.IntType(32)) if key_bits < 32 else _reduce(builder, "smin", lowered)
-
-    @_operation(types.void)
-    def relabel(builder: Any, data: Sequence[Any], new: Any, old: Any) -> None:
-        """Replace ``old`` by ``new``, 16-bit labels."""
-        labels = ir.VectorType(ir.IntType(16), lanes)
-        value = _read(builder, data[0], labels)
-        new, old = (_spread(builder, labels, builder.trunc(label, ir.IntType(16))) for label in (new, old))
-        _write(builder, data[0], builder.select(builder.icmp_signed("==", value, old), new, value))
-
-    return Vectors(
-        _with_arrays(enter, 3, 3),
-        _with_arrays(best, 1, 1),
-        _with_arrays(largest, 1, 0),
-        _with_arrays(least, 1, 0),
-        _with_arrays(relabel, 1, 2),
-    )
+    return types.int64(source, i, target, j, extreme, column, width, row, shift, lanes), generate
 
 
-def _operation(result: Any) -> Callable[[Callable[..., Any]], tuple[Any, Callable[..., Any]]]:
-    return lambda function: (result, function)
+@intrinsic(prefer_literal=True)
+def best_entry(typing, keys, i, column, shift, lanes):  # type: ignore[no-untyped-def]
+    """The best entry of ``keys[i:]``, whose first lane is column ``column``: ``key << shift | column``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        read = _read(builder, _pointer(context, builder, signature, values, 0), _vector(signature.args[0], lanes))
+        return _best(builder, read, _wide(builder, values[2]), shift)
+
+    return types.int64(keys, i, column, shift, lanes), generate
 
 
-def _with_arrays(operation: tuple[Any, Callable[..., Any]], arrays: int, numbers: int) -> Any:
-    """An intrinsic that takes ``arrays`` pairs (array, offset), then ``numbers`` integers."""
-    result, function = operation
+@intrinsic(prefer_literal=True)
+def largest(typing, packed, i, lanes):  # type: ignore[no-untyped-def]
+    """The largest of ``packed[i:]``."""
 
-    def typed(typing: Any, arguments: Sequence[Any]) -> Any:
-        signature = result(*arguments)
+    def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        read = _read(builder, _pointer(context, builder, signature, values, 0), _vector(signature.args[0], lanes))
+        return builder.sext(_reduce(builder, "smax", read), _INDEX) if _narrow(read) else _reduce(builder, "smax", read)
 
-        def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
-            data = []
-            for index in range(0, 2 * arrays, 2):
-                array = make_array(signature.args[index])(context, builder, values[index])
-                data.append(builder.gep(array.data, [_wide(builder, values[index + 1])]))
-            made = function(builder, data, *(_wide(builder, value) for value in values[2 * arrays :]))
-            if result == types.void:
-                return context.get_dummy_value()
-            return impl_ret_untracked(context, builder, signature.return_type, made)
+    return types.int64(packed, i, lanes), generate
 
-        return signature, generate
 
-    # numba reads the number of arguments from the function itself.
-    if (arrays, numbers) == (3, 3):
-        return intrinsic(lambda typing, a, i, b, j, c, k, x, y, z: typed(typing, (a, i, b, j, c, k, x, y, z)))
-    if (arrays, numbers) == (1, 0):
-        return intrinsic(lambda typing, a, i: typed(typing, (a, i)))
-    if (arrays, numbers) == (1, 1):
-        return intrinsic(lambda typing, a, i, x: typed(typing, (a, i, x)))
-    return intrinsic(lambda typing, a, i, x, y: typed(typing, (a, i, x, y)))
+@intrinsic(prefer_literal=True)
+def least_below(typing, keys, i, lanes):  # type: ignore[no-untyped-def]
+    """The least of ``keys[i:]`` less one: absent keys, the least integer, wrap around to the largest."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        read = _read(builder, _pointer(context, builder, signature, values, 0), _vector(signature.args[0], lanes))
+        return builder.sext(_reduce(builder, "smin", builder.sub(read, _same(read.type, 1))), _INDEX)
+
+    return types.int64(keys, i, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def relabel(typing, labels, i, new, old, lanes):  # type: ignore[no-untyped-def]
+    """Replace ``old`` by ``new`` in ``labels[i:]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
+        vector = _vector(signature.args[0], lanes)
+        pointer = _pointer(context, builder, signature, values, 0)
+        value = _read(builder, pointer, vector)
+        new, old = (_spread(builder, vector, label) for label in values[2:4])
+        _write(builder, pointer, builder.select(builder.icmp_signed("==", value, old), new, value))
+        return context.get_dummy_value()
+
+    return types.void(labels, i, labels.dtype, labels.dtype, lanes), generate
+
+
+def _best(builder: Any, keys: Any, column: Any, shift: Any) -> Any:
+    """The largest of ``key << shift | position`` over a vector of keys; in 32 bits where two 8-bit positions leave room."""
+    bits = 32 if keys.type.element.width == 16 and shift.literal_value == 16 else 64
+    packed = ir.VectorType(ir.IntType(bits), keys.type.count)
+    high = builder.shl(builder.sext(keys, packed), _same(packed, shift.literal_value))
+    column = builder.trunc(column, packed.element) if bits == 32 else column
+    positions = builder.add(_counting(packed), _spread(builder, packed, column))
+    found = _reduce(builder, "smax", builder.or_(high, positions))
+    return builder.sext(found, _INDEX) if bits == 32 else found
+
+
+def _vector(array: Any, lanes: Any) -> Any:
+    return ir.VectorType(ir.IntType(array.dtype.bitwidth), lanes.literal_value)
+
+
+def _narrow(vector: Any) -> bool:
+    return bool(vector.type.element.width < 64)
+
+
+def _data(context: Any, builder: Any, signature: Any, values: Sequence[Any], argument: int) -> Any:
+    return make_array(signature.args[argument])(context, builder, values[argument]).data
+
+
+def _pointer(context: Any, builder: Any, signature: Any, values: Sequence[Any], argument: int) -> Any:
+    """Where the array ``argument`` holds the element that the argument after it names."""
+    offset = _wide(builder, values[argument + 1])
+    return builder.gep(_data(context, builder, signature, values, argument), [offset])
 
 
 def _wide(builder: Any, value: Any) -> Any:
