@@ -385,9 +385,15 @@ def test_a_sampler_that_cannot_be_copied_is_read_all_the_same() -> None:
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("no")
 
+        def __iter__(self) -> Iterator[int]:
+            self.generator.random()
+            return super().__iter__()
+
     sampler = Uncopied()
+    sampler.generator = random.Random(8)  # type: ignore[attr-defined]
     assert list(sampled_indices(loader(sampler=sampler))) == [*range(10)]
     assert sampler.epoch == 0
+    assert sampler.generator.random() == random.Random(8).random()  # type: ignore[attr-defined]
 
 
 def test_random_indices_do_not_depend_on_the_process() -> None:
@@ -666,7 +672,10 @@ def _single(batch: Any) -> tuple[Tensor, Tensor]:
 def test_a_stream_is_the_same_each_time() -> None:
     own = probe(loader(NoisyStream()))
     first = [batch.batch[0] for batch in own.batches(own.available())]
+    noise = torch.cat(first).flatten().tolist()
+    assert len(set(noise)) == len(noise) == 18
     own.release()
+    seed_rng(99)
     torch.testing.assert_close(first, [batch.batch[0] for batch in own.batches(own.available())], rtol=0, atol=0)
 
 

@@ -229,15 +229,11 @@ class Probe:
             found = self._first_by_label(((index, labels[index]) for index in candidates), quota)
             if found is not None and self._labels_hold(loader, found):
                 return found
-        return self._first_by_label(self._read_labels(loader, candidates, quota), quota) or []
+        return self._first_by_label(self._read_labels(loader, candidates), quota) or []
 
-    def _read_labels(self, loader: DataLoader[Any], indices: Sequence[int], quota: Tensor) -> Iterator[tuple[int, int]]:
-        remaining = quota.clone()
+    def _read_labels(self, loader: DataLoader[Any], indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         for chunk, batch in self._read_indices(loader, indices):
             yield from zip(chunk, batch.groups.tolist(), strict=True)
-            remaining -= torch.bincount(batch.groups, minlength=self.num_groups)
-            if bool((remaining <= 0).all()):
-                return
 
     def _first_by_label(self, labelled: Iterable[tuple[int, int]], quota: Tensor) -> list[list[int]] | None:
         """None where a label is out of range: what a dataset stores need not be what it yields."""
