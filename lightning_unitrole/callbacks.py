@@ -17,15 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_unitrole.ablation import ScoreFn
 from lightning_unitrole.analysis import AnalysisSettings, Runtime, UnitAnalysis, common_quota, non_finite_maps, shortage
+from lightning_unitrole.comparison import compare_on_probe, misleading_layers, misleading_ranking
 from lightning_unitrole.criteria import Criterion, resolve_criterion
 from lightning_unitrole.data.batches import BatchFn, GroupFn
 from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch, is_sequential
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import BackendError, DataError, SettingError, UnitRoleError
 from lightning_unitrole.live import LiveRecording
-from lightning_unitrole.logs import ReportLogger
+from lightning_unitrole.logs import ReportLogger, report_scalars
 from lightning_unitrole.progress import trainer_progress
-from lightning_unitrole.results import UnitReport
+from lightning_unitrole.results import CriteriaComparison, UnitReport
 
 STATE_VERSION = 1
 
@@ -71,6 +72,9 @@ class UnitRoleMonitor(pl.Callback):
         forward_fn: function from the LightningModule and the inputs to the logits, where calling the module does not
             give them.
         val_dataloader_idx: which of several validation loaders to analyse.
+        compare_criteria: compare all criteria in every epoch that is analysed, and draw their curves for TensorBoard.
+            Where the ranking turns out no better than a random order, this is done once at the end in any case, to
+            name a better criterion.
         log_figures: draw ablation curves and role maps for TensorBoard.
 
     Attributes:
@@ -105,6 +109,7 @@ class UnitRoleMonitor(pl.Callback):
         score_fn: ScoreFn | None = None,
         forward_fn: ForwardFn | None = None,
         val_dataloader_idx: int = 0,
+        compare_criteria: bool = False,
         log_figures: bool = True,
     ) -> None:
         super().__init__()
@@ -128,10 +133,12 @@ class UnitRoleMonitor(pl.Callback):
         self.train_data = train_data
         self.forward_fn = forward_fn
         self.val_dataloader_idx = val_dataloader_idx
+        self.compare_criteria = compare_criteria
         self.report: UnitReport | None = None
         self.history: list[UnitReport] = []
         self._analysis: UnitAnalysis | None = None
         self._train_probe: Probe | None = None
+        self._val_probe: Probe | None = None
         self._recording: LiveRecording | None = None
         self._due = False
         self._logs = ReportLogger(figures=log_figures)
@@ -226,9 +233,23 @@ class UnitRoleMonitor(pl.Callback):
             before, self.report = self.report, report
             if before is not None:
                 self.history.append(before)
+            scalars = report_scalars(report, before=before)
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
             if trainer.is_global_zero:
-                scalars = self._logs.log(report, trainer.loggers, before=before)
-                trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+                self._logs.log(report, trainer.loggers, before=before)
+            if self.compare_criteria:
+                self._compare(trainer, list(report.layers))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so where the ranking turned out no better than a random order."""
+        with self._going_on(trainer):
+            self._question_ranking(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same after ``trainer.validate``."""
+        if trainer.state.fn == "validate":
+            with self._going_on(trainer), torch.inference_mode(False):
+                self._question_ranking(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no hook behind."""
@@ -237,7 +258,7 @@ class UnitRoleMonitor(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and no reference to the model and the data."""
         self._stop_recording()
-        self._analysis = self._train_probe = None
+        self._analysis = self._train_probe = self._val_probe = None
 
     def _stop_recording(self) -> None:
         self._due = False
@@ -288,7 +309,23 @@ class UnitRoleMonitor(pl.Callback):
             global_step=trainer.global_step,
         )
         self._warn_once(non_finite_maps(report), trainer)
+        self._val_probe = val_probe
         return report
+
+    def _compare(self, trainer: pl.Trainer, layers: Sequence[str]) -> CriteriaComparison:
+        if self._analysis is None or self._val_probe is None:
+            raise SettingError("Criteria can be compared only after an epoch was analysed.")
+        comparison = compare_on_probe(self._analysis, self._val_probe, layers=layers)
+        self._val_probe.release()
+        if trainer.is_global_zero:
+            self._logs.log_comparison(comparison, trainer.loggers, step=trainer.global_step)
+        return comparison
+
+    def _question_ranking(self, trainer: pl.Trainer) -> None:
+        suspects = [] if self.report is None or self._val_probe is None else misleading_layers(self.report)
+        if suspects and self.report is not None:
+            comparison = self._compare(trainer, suspects)
+            self._warn_once(misleading_ranking(self.report, comparison), trainer)
 
     def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
         if message is not None and message not in self._warned:
@@ -301,7 +338,7 @@ class UnitRoleMonitor(pl.Callback):
         """Turn a fault of the analysis into a warning; a wrong setting stays an error."""
         try:
             yield
-        except (SettingError, BackendError):
+        except (SettingError, BackendError, Warning):
             raise
         except Exception as error:
             self._stop_recording()

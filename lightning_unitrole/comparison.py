@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,56 +13,7 @@ from lightning_unitrole.criteria import CRITERIA, Criterion, rank_overall, rank_
 from lightning_unitrole.data.batches import BatchFn, GroupFn
 from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
-from lightning_unitrole.results import AblationCurve, text_table
-
-
-@dataclass(frozen=True)
-class CriterionCurves:
-    """What the ranking of one criterion does to one layer, on the images of all classes.
-
-    Attributes:
-        least_first: ablation curve, least effective units first.
-        most_first: ablation curve, most effective units first.
-    """
-
-    least_first: AblationCurve
-    most_first: AblationCurve
-
-    @property
-    def ranking_gap(self) -> float:
-        """Area between the two accuracy curves; positive: the ranking knows something."""
-        return self.least_first.area - self.most_first.area
-
-
-@dataclass(frozen=True)
-class CriteriaComparison:
-    """The curves of several criteria.
-
-    Attributes:
-        layers: by layer and by name of the criterion.
-    """
-
-    layers: Mapping[str, Mapping[str, CriterionCurves]]
-
-    def best(self, layer: str) -> str:
-        """Name of the criterion with the largest ranking gap in a layer, the random control aside."""
-        curves = {name: found for name, found in self.layers[layer].items() if name != "random"} or self.layers[layer]
-        return max(curves, key=lambda name: curves[name].ranking_gap)
-
-    def rows(self, layer: str) -> list[list[str]]:
-        """A layer's table of areas under the accuracy curves, head first, the largest ranking gap on top."""
-        ranked = sorted(self.layers[layer].items(), key=lambda item: -item[1].ranking_gap)
-        return [
-            ["criterion", "area least first", "area most first", "ranking gap"],
-            *(
-                [name, f"{found.least_first.area:.3f}", f"{found.most_first.area:.3f}", f"{found.ranking_gap:+.3f}"]
-                for name, found in ranked
-            ),
-        ]
-
-    def table(self) -> str:
-        """The tables of all layers as plain text."""
-        return "\n\n".join(f"{layer}\n{text_table(self.rows(layer))}" for layer in self.layers)
+from lightning_unitrole.results import CriteriaComparison, CriterionCurves, UnitReport
 
 
 def compare_on_probe(
@@ -102,6 +52,36 @@ def compare_on_probe(
             }
             advance()
     return CriteriaComparison(compared)
+
+
+def misleading_layers(report: UnitReport) -> list[str]:
+    """Layers whose ranking gap on validation images is not above what a random order gets."""
+    return [
+        name
+        for name, layer in report.layers.items()
+        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap
+    ]
+
+
+def misleading_ranking(report: UnitReport, comparison: CriteriaComparison) -> str:
+    """What to tell the user of layers whose ranking is no better than a random order.
+
+    Args:
+        report: where the ranking was found wanting.
+        comparison: all criteria on these layers.
+    """
+    gaps = [
+        f"{name!r} (ranking gap {report.layers[name].val.ranking_gap:+.3f}, a random order "
+        f"{report.layers[name].val.random_gap:+.3f})"
+        for name in comparison.layers
+    ]
+    better = comparison.best()
+    advice = (
+        f"Of all criteria {better!r} does best there; pass criterion={better!r} to use it."
+        if better not in (report.criterion, None)
+        else "No other criterion does better there; do not rely on the roles of these layers."
+    )
+    return f"Ranking by {report.criterion} is no better than a random order in {', '.join(gaps)}. {advice}"
 
 
 def compare_criteria(

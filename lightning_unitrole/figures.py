@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
+from lightning_unitrole.results import NO_ROLE, AblationCurve, CriterionCurves, LayerReport, UnitRole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ ROLE_LABELS = {
 }
 _NO_ROLE_COLOR = "#FFFFFF"
 _LEAST, _MOST, _RANDOM = "#009E73", "#D55E00", "#999999"
+_CRITERION_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 
 def ablation_figure(layer: LayerReport) -> Figure:
@@ -96,6 +98,41 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     ]
     axis.legend(handles=handles, ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle(layer.name, fontsize=11)
+    return figure
+
+
+def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure:
+    """The least-first ablation curves of several criteria in one plot, with a table of the areas under them.
+
+    The ranking gap is the area under the least-first curve minus that under the most-first one: the larger, the more a
+    criterion knows of this layer.
+    """
+    figure = _figure(width=9.5, height=3.8)
+    axis, beside = figure.subplots(1, 2, width_ratios=[1.0, 0.8])
+    ranked = sorted(curves.items(), key=lambda item: -item[1].ranking_gap)
+    for (name, found), color in zip(ranked, itertools.cycle(_CRITERION_COLORS)):
+        style = {"color": _RANDOM, "linestyle": "--"} if name == "random" else {"color": color}
+        axis.plot(found.least_first.ablated, found.least_first.accuracy, label=name, linewidth=1.8, **style)
+    axis.set_xlabel("units switched off, least effective first")
+    axis.set_ylabel("accuracy")
+    axis.set_ylim(-0.03, 1.05)
+    axis.legend(fontsize=8, frameon=False, loc="lower left")
+    beside.axis("off")
+    cells = [
+        [name, f"{found.least_first.area:.3f}", f"{found.most_first.area:.3f}", f"{found.ranking_gap:+.3f}"]
+        for name, found in ranked
+    ]
+    table = beside.table(
+        cellText=cells,
+        colLabels=["criterion", "area\nleast first", "area\nmost first", "ranking\ngap"],
+        colWidths=[0.4, 0.2, 0.2, 0.2],
+        loc="center",
+        edges="horizontal",
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    table.scale(1, 1.5)
+    figure.suptitle(f"{layer}: which ranking to trust", fontsize=11)
     return figure
 
 

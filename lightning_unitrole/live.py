@@ -22,6 +22,7 @@ class LiveRecording:
     """Taps the maps of a model while somebody else runs it over a data loader from beginning to end.
 
     Of each class only the first images of the dataset are recorded, the same ones whatever the number of processes.
+    What goes wrong at a tap ends the recording, not the forward pass; :meth:`hand_over` raises it.
 
     Args:
         analysis: the analysis whose layers are tapped.
@@ -46,7 +47,8 @@ class LiveRecording:
         self._position = 0
         self._batches = 0
         self._stopped = False
-        self._tap = UnitTap(analysis.model, analysis.layers, self._take)
+        self._error: Exception | None = None
+        self._tap = UnitTap(analysis.model, analysis.layers, self._take, on_error=self._fail)
         self._tap.attach()
 
     def expect(self, batch: Any) -> None:
@@ -56,7 +58,7 @@ class LiveRecording:
             DataError: if the batch has no usable labels.
         """
         self._groups = None
-        if batch is None or self._stopped:
+        if batch is None or self._stopped or self._error is not None:
             return
         settings, runtime = self.analysis.settings, self.analysis.runtime
         inputs, targets = split_batch(batch, settings.batch_fn)
@@ -88,6 +90,8 @@ class LiveRecording:
         Raises:
             DataError: if a layer saw no maps, or labels were out of range.
         """
+        if self._error is not None:
+            raise self._error
         if int(self._unknown):
             raise DataError(
                 f"{int(self._unknown)} validation labels are above {self.analysis.num_classes - 1}, but the model "
@@ -113,6 +117,10 @@ class LiveRecording:
             )
         self._tapped.add(layer.name)
         self.recorders[layer.name].update(maps, self._groups)
+
+    def _fail(self, error: Exception) -> None:
+        # The hooks stay until the next batch: they cannot be removed while they run.
+        self._error, self._groups = self._error or error, None
 
     def _detach_when_full(self) -> None:
         # The quota counts the batch that is coming, so the hooks may go only with the next one.

@@ -30,8 +30,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_unitrole.figures import ROLE_LABELS, ablation_figure, role_map_figure
-from lightning_unitrole.results import SPLITS, SplitReport, UnitReport, UnitRole
+from lightning_unitrole.figures import ROLE_LABELS, ablation_figure, criteria_figure, role_map_figure
+from lightning_unitrole.results import SPLITS, CriteriaComparison, SplitReport, UnitReport, UnitRole
 from lightning_unitrole.roles import role_transitions, stability
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
@@ -39,9 +39,17 @@ PREFIX = "unitrole"
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
 
 
-def report_scalars(report: UnitReport) -> dict[str, float]:
-    """The scalars of a report by key; see the head of this module for their meaning and units."""
-    return {key: value for key, value in _scalars(report) if math.isfinite(value)}
+def report_scalars(report: UnitReport, *, before: UnitReport | None = None) -> dict[str, float]:
+    """The scalars of a report by key; see the head of this module for their meaning and units.
+
+    Args:
+        report: the report.
+        before: the report before it, to tell how stable the roles are.
+    """
+    scalars = dict(_scalars(report))
+    changes = role_changes(before, report)
+    scalars |= {f"{PREFIX}/{name}/role_stability": stability(change) for name, change in changes.items()}
+    return {key: value for key, value in scalars.items() if math.isfinite(value)}
 
 
 def _scalars(report: UnitReport) -> Iterator[tuple[str, float]]:
@@ -79,26 +87,36 @@ class ReportLogger:
         # What the tab has been told so far, by directory of the logs.
         self._tabs: dict[str, PluginState] = {}
 
-    def log(self, report: UnitReport, loggers: Iterable[Any], *, before: UnitReport | None = None) -> dict[str, float]:
+    def log(self, report: UnitReport, loggers: Iterable[Any], *, before: UnitReport | None = None) -> None:
         """Log a report; every logger gets the scalars, TensorBoard the rest too.
 
         Args:
             report: what to log.
             loggers: Lightning loggers.
             before: the report before it, to tell what changed.
-
-        Returns:
-            The scalars that were logged.
         """
-        changes = {} if before is None else role_changes(before, report)
-        scalars = report_scalars(report)
-        scalars |= {f"{PREFIX}/{name}/role_stability": stability(change) for name, change in changes.items()}
+        scalars = report_scalars(report, before=before)
+        changes = role_changes(before, report)
         for logger in loggers:
             logger.log_metrics({**scalars, "epoch": report.epoch}, step=report.global_step)
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
                 self._log_to_tensorboard(report, changes, writer)
-        return scalars
+
+    def log_comparison(self, comparison: CriteriaComparison, loggers: Iterable[Any], *, step: int) -> None:
+        """Draw a comparison of criteria for TensorBoard, one figure a layer.
+
+        Args:
+            comparison: what to draw.
+            loggers: Lightning loggers.
+            step: optimizer steps taken so far.
+        """
+        for logger in loggers:
+            writer: Any = getattr(logger, "experiment", None)
+            if self.figures and hasattr(writer, "add_custom_scalars"):
+                for layer, curves in comparison.layers.items():
+                    writer.add_figure(f"{PREFIX}/{layer}/criteria", criteria_figure(layer, curves), step)
+                writer.flush()
 
     def _log_to_tensorboard(self, report: UnitReport, changes: Mapping[str, Tensor], writer: Any) -> None:
         step = report.global_step
@@ -122,8 +140,10 @@ class ReportLogger:
         writer.flush()
 
 
-def role_changes(before: UnitReport, after: UnitReport) -> dict[str, Tensor]:
+def role_changes(before: UnitReport | None, after: UnitReport) -> dict[str, Tensor]:
     """``[4, 4]`` role transitions of each layer that has roles, and as many units, in both reports."""
+    if before is None:
+        return {}
     return {
         name: role_transitions(before.layers[name].roles, layer.roles)
         for name, layer in after.layers.items()

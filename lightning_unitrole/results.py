@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
+_ROUNDING = 1e-6
 NO_ROLE = 255
 """Stands in ``roles`` for a class of which one split has no image."""
 
@@ -56,7 +57,11 @@ class AblationCurve:
 
     @property
     def turning_point(self) -> int:
-        """Largest number of ablated units at which the loss is at its minimum (arXiv:2103.09716, section 4)."""
+        """Largest number of ablated units at which the loss is at its minimum (arXiv:2103.09716, section 4).
+
+        Losses within one part in a million of the minimum count as equal to it: else rounding, which differs with the
+        size of a batch, would decide about units that have no effect.
+        """
         return _last_minimum(self.ablated, self.loss)
 
     @property
@@ -85,9 +90,10 @@ class AblationCurve:
 
 
 def _last_minimum(ablated: Tensor, values: Tensor) -> int:
-    """Largest entry of ``ablated`` at which ``values`` is smallest; NaN counts as largest."""
+    """Largest entry of ``ablated`` at which ``values`` is smallest up to rounding; NaN counts as largest."""
     values = values.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
-    return int(ablated[values == values.min()].max())
+    smallest = values.min()
+    return int(ablated[values <= smallest + _ROUNDING * smallest.abs()].max())
 
 
 @dataclass(frozen=True)
@@ -316,6 +322,57 @@ def _rows(report: UnitReport) -> Iterator[dict[str, Any]]:
                 role = int(layer.roles[klass, unit]) if layer.roles.numel() else NO_ROLE
                 row["role"] = None if role == NO_ROLE else UnitRole(role).name
                 yield row
+
+
+@dataclass(frozen=True)
+class CriterionCurves:
+    """What the ranking of one criterion does to one layer, on the images of all classes.
+
+    Attributes:
+        least_first: ablation curve, least effective units first.
+        most_first: ablation curve, most effective units first.
+    """
+
+    least_first: AblationCurve
+    most_first: AblationCurve
+
+    @property
+    def ranking_gap(self) -> float:
+        """Area between the two accuracy curves; positive: the ranking knows something."""
+        return self.least_first.area - self.most_first.area
+
+
+@dataclass(frozen=True)
+class CriteriaComparison:
+    """The curves of several criteria.
+
+    Attributes:
+        layers: by layer and by name of the criterion.
+    """
+
+    layers: Mapping[str, Mapping[str, CriterionCurves]]
+
+    def best(self) -> str | None:
+        """Name of the criterion with the largest mean ranking gap over the layers; None if the random control wins."""
+        names = next(iter(self.layers.values())).keys()
+        gap = {name: sum(curves[name].ranking_gap for curves in self.layers.values()) for name in names}
+        winner = max(gap, key=lambda name: gap[name])
+        return None if winner == "random" else winner
+
+    def rows(self, layer: str) -> list[list[str]]:
+        """A layer's table of areas under the accuracy curves, head first, the largest ranking gap on top."""
+        ranked = sorted(self.layers[layer].items(), key=lambda item: -item[1].ranking_gap)
+        return [
+            ["criterion", "area least first", "area most first", "ranking gap"],
+            *(
+                [name, f"{found.least_first.area:.3f}", f"{found.most_first.area:.3f}", f"{found.ranking_gap:+.3f}"]
+                for name, found in ranked
+            ),
+        ]
+
+    def table(self) -> str:
+        """The tables of all layers as plain text."""
+        return "\n\n".join(f"{layer}\n{text_table(self.rows(layer))}" for layer in self.layers)
 
 
 _SPLIT_TENSORS = (

@@ -192,13 +192,22 @@ class UnitTap:
         on_maps: called with the layer and its maps ``[B, num_units, H, W]``, in the order in which they are computed.
             The model may overwrite the maps in place afterwards, so copy what is to be kept. A tensor of the same
             shape that it returns takes the place of the maps.
+        on_error: called with whatever goes wrong at a tap, instead of raising it out of somebody else's forward pass.
 
     Raises:
         TraceError: out of the forward pass, if what arrives at a tap is not the maps that were found there.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[UnitLayer], on_maps: OnMaps) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[UnitLayer],
+        on_maps: OnMaps,
+        *,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> None:
         self._model = model
+        self._on_error = on_error
         self._layers = list(layers)
         self._on_maps = on_maps
         self._calls: Counter[str] = Counter()
@@ -308,14 +317,24 @@ class UnitTap:
         return cast("Tensor", maps.copy_(replacement))
 
     def _tapped(self, layer: UnitLayer, maps: Any) -> Tensor | None:
-        shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        try:
+            self._check(layer, maps)
+            self._seen[layer.name] += 1
+            return self._on_maps(layer, maps)
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self._on_error(error)
+            return None
+
+    @staticmethod
+    def _check(layer: UnitLayer, maps: Any) -> None:
         if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[1] != layer.num_units:
+            shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise TraceError(
                 f"Layer {layer.name!r}: expected maps [batch, {layer.num_units}, height, width] as {layer.site}, got "
                 f"{shape}. The forward pass differs from the one in which the layer was found."
             )
-        self._seen[layer.name] += 1
-        return self._on_maps(layer, maps)
 
 
 class _FunctionTap(TorchFunctionMode):

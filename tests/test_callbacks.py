@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch
-import pytorch_lightning as pl
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -29,6 +29,8 @@ pytestmark = [
     # torch's own deprecations, raised by Lightning.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # Networks that were trained for an epoch or two are rarely ranked well; the warning has a test of its own.
+    pytest.mark.filterwarnings("ignore:Ranking by"),
 ]
 
 
@@ -43,12 +45,16 @@ def fit(*callbacks: Any, seed: int = 3, model: pl.LightningModule | None = None,
     return model
 
 
-def assert_same_report(one: UnitReport, other: UnitReport) -> None:
+def assert_same_report(one: UnitReport, other: UnitReport, *, losses: float = 0.0) -> None:
+    """Equal to the last count; losses up to a tolerance, where batches are cut differently."""
     left, right = one.state_dict(), other.state_dict()
     assert left["meta"] == right["meta"]
     assert left["arrays"].keys() == right["arrays"].keys()
     for key, values in left["arrays"].items():
-        torch.testing.assert_close(values, right["arrays"][key], rtol=0, atol=0, equal_nan=True, msg=key)
+        tolerance = losses if key.endswith("loss") else 0
+        torch.testing.assert_close(
+            values, right["arrays"][key], rtol=tolerance, atol=tolerance, equal_nan=True, msg=key
+        )
 
 
 def test_one_line_in_the_trainer_gives_a_report() -> None:
@@ -92,31 +98,37 @@ def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() ->
         )
         return model.state_dict()
 
-    plain, watched = train(), train(monitor())
+    plain, watched = train(), train(monitor(images_per_class=4))
     assert all(torch.equal(values, watched[name]) for name, values in plain.items())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
-    through = monitor()
-    fit(through, max_epochs=3)
+    def train(watched: UnitRoleMonitor, epochs: int, *callbacks: Any, **settings: Any) -> None:
+        """Without dropout and shuffling, whose random state Lightning does not restore."""
+        pl.seed_everything(3, verbose=False)
+        model = Digits()
+        model.net[9].p = 0.0
+        train, val = loaders()
+        trainer = make_trainer(watched, *callbacks, max_epochs=epochs, enable_checkpointing=bool(callbacks))
+        trainer.fit(model, DataLoader(train.dataset, batch_size=32), val, **settings)
 
-    first, keep = monitor(), ModelCheckpoint(dirpath=tmp_path, filename="stopped")
-    fit(first, keep, max_epochs=2, enable_checkpointing=True)
-    torch.load(tmp_path / "stopped.ckpt", weights_only=True)
-    second = monitor()
-    pl.seed_everything(3, verbose=False)
-    model = Digits()
-    train, val = loaders()
-    # Lightning does not restore the random state of the shuffling; drawing it as the first two epochs did stands in.
-    for _ in range(2):
-        for _ in train:
-            torch.rand(32, 9)
-    trainer = make_trainer(second, max_epochs=2)
-    trainer.fit(model, train, val, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    through, first, second = monitor(), monitor(), monitor()
+    train(through, 3)
+    train(first, 2, ModelCheckpoint(dirpath=tmp_path, filename="stopped"))
+    train(
+        second,
+        3,
+        ModelCheckpoint(dirpath=tmp_path, filename="stopped"),
+        ckpt_path=tmp_path / "stopped.ckpt",
+        weights_only=True,
+    )
+    assert through.report is not None
     assert second.report is not None
-    assert first.report is not None
-    assert_same_report(second.report, first.report)
-    assert len(second.history) == len(first.history) == 1
+    for resumed, uninterrupted in zip(
+        [*second.history, second.report], [*through.history, through.report], strict=True
+    ):
+        assert_same_report(resumed, uninterrupted)
 
 
 def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> None:
@@ -212,6 +224,30 @@ def test_no_hook_stays_whatever_ends_the_run(error: type[BaseException]) -> None
     assert hooks_of(model) == 0
 
 
+def test_a_ranking_no_better_than_chance_is_said_once_with_a_better_criterion() -> None:
+    watched = monitor(criterion=lambda statistics: statistics.activation * 0)
+    with pytest.warns(UserWarning, match=r"Ranking by <lambda> is no better than a random order in 'net\.") as caught:
+        fit(watched, max_epochs=4)
+    [said] = [str(warning.message) for warning in caught if "Ranking by" in str(warning.message)]
+    assert "pass criterion=" in said or "No other criterion does better" in said
+
+
+def test_criteria_are_compared_in_tensorboard(tmp_path: Path) -> None:
+    watched = monitor(compare_criteria=True, layers="net.7")
+    fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    assert "unitrole/net.7/criteria" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+
+
+def test_a_fault_at_a_tap_does_not_break_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, maps: Tensor, groups: Tensor) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("lightning_unitrole.recording.UnitRecorder.update", broken)
+    with pytest.warns(UserWarning, match="could not be analysed, and training goes on. RuntimeError: out of luck"):
+        model = fit(monitor(), max_epochs=1)
+    assert hooks_of(model) == 0
+
+
 def test_no_hook_stays_after_a_good_run() -> None:
     assert hooks_of(fit(monitor(), max_epochs=1)) == 0
 
@@ -225,7 +261,7 @@ def test_no_hook_stays_after_a_good_run() -> None:
     ids=["dict", "list"],
 )
 def test_batches_may_be_dicts_or_lists(collate: Callable[[Any], Any]) -> None:
-    class Any_(Digits):
+    class Unpacking(Digits):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step(tuple(batch.values()) if isinstance(batch, dict) else batch, batch_idx)
 
@@ -234,7 +270,7 @@ def test_batches_may_be_dicts_or_lists(collate: Callable[[Any], Any]) -> None:
 
     watched, plain = monitor(), monitor()
     pl.seed_everything(3, verbose=False)
-    make_trainer(watched, max_epochs=1).fit(Any_(), *loaders(collate_fn=collate))
+    make_trainer(watched, max_epochs=1).fit(Unpacking(), *loaders(collate_fn=collate))
     fit(plain, max_epochs=1)
     assert watched.report is not None
     assert plain.report is not None
@@ -265,7 +301,9 @@ def test_maps_with_nan_are_counted_apart_and_reported_once() -> None:
             return self.net[3:](maps.nan_to_num(0)) if self.training else self.net[3:](maps)
 
     watched = monitor(layers="net.3")
-    with pytest.warns(UserWarning, match=r"Maps with NaN or infinity.*'net\.3' \(560 training, 560 validation\)") as caught:
+    with pytest.warns(
+        UserWarning, match=r"Maps with NaN or infinity.*'net\.3' \(560 training, 560 validation\)"
+    ) as caught:
         fit(watched, model=Poisoned())
     assert len([w for w in caught if "NaN or infinity" in str(w.message)]) == 1
     assert watched.report is not None
@@ -273,7 +311,9 @@ def test_maps_with_nan_are_counted_apart_and_reported_once() -> None:
 
 def test_too_few_images_says_how_many_there_are() -> None:
     watched = monitor(images_per_class=25)
-    with pytest.warns(UserWarning, match=r"images_per_class=25, but 10 of 10 classes have fewer\. Training and validation"):
+    with pytest.warns(
+        UserWarning, match=r"images_per_class=25, but 10 of 10 classes have fewer\. Training and validation"
+    ):
         fit(watched, max_epochs=1)
     assert watched.report is not None
     layer = watched.report.layers["net.7"]
@@ -356,7 +396,7 @@ def test_iterable_data_are_read_as_a_stream() -> None:
         make_trainer(watched).validate(model, DataLoader(pair[1], 32) if watched is streamed else val, verbose=False)
     assert streamed.report is not None
     assert indexed.report is not None
-    assert_same_report(streamed.report, indexed.report)
+    assert_same_report(streamed.report, indexed.report, losses=1e-6)
 
 
 def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path) -> None:
@@ -365,12 +405,16 @@ def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path
     log = EventAccumulator(str(tmp_path)).Reload()
     tags = log.Tags()
     prefix = "unitrole/net.7"
-    assert {f"{prefix}/role_share/{role}" for role in ("both", "train_only", "val_only", "neither")} <= set(tags["scalars"])
+    assert {f"{prefix}/role_share/{role}" for role in ("both", "train_only", "val_only", "neither")} <= set(
+        tags["scalars"]
+    )
     assert {f"{prefix}/feature_entropy/train", f"{prefix}/ranking_gap/val"} <= set(tags["scalars"])
-    assert {f"{prefix}/ablation", f"{prefix}/roles"} == {tag for tag in tags["images"] if tag.startswith(prefix)}
+    assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
     assert f"{prefix}/feature_entropy" in tags["histograms"]
     assert "custom_scalars__config__" in tags["tensors"]
-    shares = [log.Scalars(f"{prefix}/role_share/{role}")[0].value for role in ("both", "train_only", "val_only", "neither")]
+    shares = [
+        log.Scalars(f"{prefix}/role_share/{role}")[0].value for role in ("both", "train_only", "val_only", "neither")
+    ]
     assert sum(shares) == pytest.approx(1)
 
 

@@ -25,8 +25,13 @@ def test_two_processes_report_what_one_reports_to_the_last_count(tmp_path: Path)
     one, two = report_of(1, tmp_path).state_dict(), report_of(2, tmp_path).state_dict()
     assert one["meta"] == two["meta"]
     for key, values in one["arrays"].items():
-        # Sums of losses are added in another order; everything that is counted must be equal.
-        tolerance = 1e-9 if key.endswith(("loss", "score")) else 0
+        # Losses are computed in other batches and added in another order; everything that is counted must be equal.
+        tolerance = 1e-6 if key.endswith("loss") else 0
         torch.testing.assert_close(
-            two["arrays"][key], values, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text, key=key: f"{key}: {text}"
+            two["arrays"][key],
+            values,
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
+            msg=lambda text, key=key: f"{key}: {text}",
         )
