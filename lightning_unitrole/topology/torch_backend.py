@@ -4,7 +4,7 @@ How it decides. While the first Betti number is 0, adding one edge ``(u, v)`` to
 on the complex and the star of the edge): join two components (no cycle), close a cycle between vertices that have a common
 neighbour (filled at once, no cycle), or close a cycle without one: a *suspect*. Without ties the first suspect is the birth.
 Edges with equal weight enter in one step, so a suspect that has equals still to come may yet be filled by them; only such maps go
-to the slower :func:`_settle`, which follows cohomology classes edge by edge.
+to the slower :func:`~lightning_unitrole.topology.torch_ties.settle`.
 
 Selection is lazy: most births come within the first two dozen edges, so only the maps that stay open get more of theirs.
 """
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE, trivial_births
+from lightning_unitrole.topology.torch_ties import bit_sets, settle
 
 _CHUNK = 1 << 21
 """Elements of the maps handled at once: bounds the working memory."""
 _FIRST = 24
 """Edges selected at first; maps that need more are selected again with four times as many."""
-_SETTLE_CHUNK = 1 << 22
-"""Label words held at once by :func:`_settle`."""
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -54,15 +53,24 @@ def _births_of_chunk(maps: Tensor, steps: int) -> Tensor:
     weights = _weights(maps if len(where) == len(maps) else maps[where], ends)
     count = min(_FIRST, weights.shape[1])
     while len(where):
-        found, unresolved, tied = _first_suspects(weights, ends, n, count, steps, square)
-        settle = tied.nonzero().squeeze(1)
-        if len(settle):
-            found[settle], unresolved[settle] = _settle_all(weights[settle], ends, n, count, steps, square)
+        found, unresolved, tied, value, step = _first_suspects(weights, ends, n, count, steps, square)
+        rows = tied.nonzero().squeeze(1)
+        if len(rows):
+            found[rows] = _settle_in_parts(weights[rows], ends, n, value[rows], step[rows], steps, square)
         births[where] = found
         remaining = unresolved.nonzero().squeeze(1)
         where, weights = where[remaining], weights[remaining]
         count = min(4 * count, weights.shape[1])
     return births
+
+
+def _settle_in_parts(
+    weights: Tensor, ends: Tensor, n: int, value: Tensor, step: Tensor, steps: int, square: bool
+) -> Tensor:
+    """:func:`settle` over as many maps at a time as :data:`_CHUNK` allows."""
+    size = max(1, _CHUNK // (n * n))
+    parts = [slice(begin, begin + size) for begin in range(0, len(weights), size)]
+    return torch.cat([settle(weights[part], ends, n, value[part], step[part], steps, square) for part in parts])
 
 
 def _weights(maps: Tensor, ends: Tensor) -> Tensor:
@@ -92,33 +100,31 @@ def _sorted_edges(weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _first_suspects(
     weights: Tensor, ends: Tensor, n: int, count: int, steps: int, square: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Follow the ``count`` heaviest edges of ``weights [N, E]`` up to each map's first suspect.
 
     Returns:
         births ``[N]`` (int32, meaningful where neither mask is set); a mask of the maps that need more edges; a mask of the
-        maps whose first suspect has equals after it, all of them among the ``count`` edges.
+        maps whose first suspect has, or may have, equals after it; weight and step of the first suspect.
     """
     value, step, edge = _sorted_edges(weights, count)
     suspect = _suspect_positions(step, edge, ends, n, steps)
     none = suspect == count
     at = suspect.clamp(max=count - 1)[None]
     suspect_value, suspect_step = value.gather(0, at)[0], step.gather(0, at)[0]
-    last_value, last_step = value[-1], step[-1]
+    after = value.gather(0, (at + 1).clamp(max=count - 1))[0]
     all_edges = count == weights.shape[1]
 
     # No birth: the steps are used up, the edge does not exist, or its step completes the graph (which is then a simplex).
     nothing = (suspect_step > steps) | torch.isneginf(suspect_value)
     if square:
         nothing |= suspect_value == weights.amin(1)
-    unresolved = ~nothing & (none | (suspect_value == last_value))
-    if all_edges:
-        unresolved.zero_()
-    nothing |= none & ~unresolved
-    followed_by_equal = (suspect < count - 1) & (value.gather(0, (at + 1).clamp(max=count - 1))[0] == suspect_value)
-    tied = ~nothing & ~unresolved & followed_by_equal
+    unresolved = torch.zeros_like(none) if all_edges else none & ~nothing
+    nothing |= none
+    is_last = suspect == count - 1
+    tied = ~nothing & torch.where(is_last, not all_edges, after == suspect_value)
     births = torch.where(nothing, 0, suspect_step - 1).to(torch.int32)
-    return births, unresolved, tied
+    return births, unresolved, tied, suspect_value, suspect_step
 
 
 def _suspect_positions(step: Tensor, edge: Tensor, ends: Tensor, n: int, steps: int) -> Tensor:
@@ -127,7 +133,7 @@ def _suspect_positions(step: Tensor, edge: Tensor, ends: Tensor, n: int, steps: 
     device = edge.device
     result = torch.full((total,), count, dtype=torch.int64, device=device)
     where = torch.arange(total, device=device)
-    unit = _unit_rows(n, device)
+    unit = bit_sets(n, device)
     u, v = ends[0][edge], ends[1][edge]
     base = torch.arange(total, device=device) * n
     neighbours = torch.zeros((total * n, *unit.shape[1:]), dtype=torch.int64, device=device)
@@ -157,104 +163,3 @@ def _suspect_positions(step: Tensor, edge: Tensor, ends: Tensor, n: int, steps: 
                 u, v, step = u[:, still], v[:, still], step[:, still]
                 base = base[: len(still)]
     return result
-
-
-def _unit_rows(n: int, device: torch.device) -> Tensor:
-    """For each vertex the bit set that holds only it: int64 ``[n]``, or ``[n, words]`` beyond 64 vertices."""
-    words = (n + 63) // 64
-    rows = torch.zeros(n, words, dtype=torch.int64)
-    for vertex in range(n):
-        bit = vertex % 64
-        rows[vertex, vertex // 64] = -(1 << 63) if bit == 63 else 1 << bit
-    return (rows.squeeze(1) if words == 1 else rows).to(device)
-
-
-def _settle_all(weights: Tensor, ends: Tensor, n: int, count: int, steps: int, square: bool) -> tuple[Tensor, Tensor]:
-    """Births ``[N]`` of maps with a tied suspect, and a mask of those that need more than ``count`` edges.
-
-    Goes in portions that fit into memory, with as many classes as it takes.
-    """
-    births = torch.empty(len(weights), dtype=torch.int32, device=weights.device)
-    unresolved = torch.empty(len(weights), dtype=torch.bool, device=weights.device)
-    where = torch.arange(len(weights), device=weights.device)
-    words = 1
-    while len(where):
-        undecided = []
-        for part in where.split(max(1, _SETTLE_CHUNK // (n * n * words))):
-            births[part], unresolved[part], overflow = _settle(weights[part], ends, n, count, steps, square, words)
-            undecided.append(part[overflow])
-        where = torch.cat(undecided)
-        words *= 8  # a flag complex on n vertices has a first Betti number below n * n / 4, so this ends
-    return births, unresolved
-
-
-def _settle(
-    weights: Tensor, ends: Tensor, n: int, count: int, steps: int, square: bool, words: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Births of maps whose ties matter, from cohomology over GF(2) followed edge by edge.
-
-    Every suspect opens a class: the cochain that is 1 on this edge alone. A later edge with common neighbours extends every
-    class in one way at most: the triangles with all common neighbours must agree on its label. Where they disagree, one
-    class dies (it is added to the others that disagree). A class that lives at the end of a step is a cycle that the step
-    left open. Labels of an edge are the bits of ``words`` 64-bit words, one bit a class.
-
-    Returns:
-        births ``[N]`` int32; a mask of the maps that ran out of edges; a mask of the maps that ran out of bits while it
-        mattered. What the masks cover means nothing.
-    """
-    value, step, edge = _sorted_edges(weights, count)
-    total = len(weights)
-    row = torch.arange(total, device=weights.device)
-    bits = _unit_rows(64 * words, weights.device).view(64 * words, words)
-    ends_step = torch.ones_like(step, dtype=torch.bool)
-    ends_step[:-1] = step[1:] != step[:-1]
-    all_edges = count == weights.shape[1]
-    ends_step[-1] = all_edges
-    lowest_weight = weights.amin(1) if square else None
-    adjacent = torch.zeros(total, n, n, dtype=torch.bool, device=weights.device)
-    labels = torch.zeros(total, n, n, words, dtype=torch.int64, device=weights.device)
-    component = torch.arange(n, device=weights.device).repeat(total, 1)
-    live = torch.zeros(total, words, dtype=torch.int64, device=weights.device)
-    dropped, overflow = torch.zeros_like(row, dtype=torch.bool), torch.zeros_like(row, dtype=torch.bool)
-    births = torch.zeros(total, dtype=torch.int32, device=weights.device)
-    open_ = torch.ones_like(dropped)
-    for position in range(count):
-        open_ &= (step[position] <= steps) & ~torch.isneginf(value[position])
-        if lowest_weight is not None:
-            open_ &= value[position] != lowest_weight  # this step completes the graph: no cycle is left
-        if position % 8 == 0 and not bool(open_.any()):
-            break
-        a, b = ends[0][edge[position]], ends[1][edge[position]]
-        common = adjacent[row, a] & adjacent[row, b]
-        shared, first = common.any(1), common.to(torch.uint8).argmax(1)
-        while True:
-            through = (labels[row, a] ^ labels[row, b]) * common[:, :, None]
-            label = through[row, first]  # zero where nothing is shared
-            clash = (through ^ label[:, None]) * common[:, :, None]
-            clashing = (clash != 0).any(2)
-            if not bool(clashing.any()):
-                break
-            clash = clash[row, clashing.to(torch.uint8).argmax(1)]
-            word = (clash != 0).to(torch.uint8).argmax(1, keepdim=True)
-            lowest = clash.gather(1, word)
-            pivot = torch.zeros_like(clash).scatter_(1, word, lowest & -lowest)
-            has_pivot = ((labels & pivot[:, None, None]) != 0).any(3, keepdim=True)
-            labels ^= clash[:, None, None] * has_pivot
-            live &= ~pivot
-        label_a, label_b = component.gather(1, a[:, None]), component.gather(1, b[:, None])
-        suspect = (label_a == label_b).squeeze(1) & ~shared
-        free = (live[:, None] & bits).eq(0).logical_and(bits != 0).any(2)
-        slot = bits[free.to(torch.uint8).argmax(1)] * (suspect & free.any(1))[:, None]
-        dropped |= suspect & ~free.any(1)
-        live |= slot
-        label = label | slot
-        adjacent[row, a, b] = adjacent[row, b, a] = True
-        labels[row, a, b] = labels[row, b, a] = label
-        component = torch.where(component == label_b, label_a, component)
-        closing = open_ & ends_step[position]
-        born, lost = closing & (live != 0).any(1), closing & dropped & (live == 0).all(1)
-        births = torch.where(born, (step[position] - 1).to(torch.int32), births)
-        overflow |= lost
-        open_ &= ~(born | lost)
-    unresolved = torch.zeros_like(open_) if all_edges else open_ & (step[-1] <= steps)
-    return births, unresolved, overflow
