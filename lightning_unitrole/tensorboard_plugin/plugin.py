@@ -19,7 +19,7 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_unitrole.tensorboard_plugin.packing import Array, pack, unpack
+from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
     MEASURES,
@@ -297,7 +297,7 @@ class Query:
 def _readable(data: Any) -> Iterator[Datum]:
     for logged in data:
         try:
-            info, arrays = unpack(logged.numpy.tobytes())
+            info, arrays = unpack(inflate(logged.numpy.tobytes()))
         except (ValueError, KeyError, TypeError):
             continue
         if info.get("format", FORMAT_VERSION + 1) <= FORMAT_VERSION:

@@ -7,7 +7,7 @@ Each report becomes one TensorBoard event at one step:
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
 * ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
 
-Every tensor is a container (:mod:`.packing`) that names its epoch, so that a step can be told without its neighbours.
+Every tensor is a deflated container (:mod:`.packing`) that names its epoch, so that a step can be told without its neighbours.
 Units keep the index they had in the first report of the run, whatever is pruned later.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.results import SPLITS, AblationCurve, LayerReport, SplitReport, UnitReport, UnitRole
-from lightning_unitrole.tensorboard_plugin.packing import Array, pack
+from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
     MEASURES,
@@ -256,7 +256,10 @@ def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dic
     }
     if layer.summary.numel():
         values |= {f"units_{role.name.lower()}": int((roles == role).sum()) for role in UnitRole}
-    values |= {f"pairs_{role.name.lower()}": share for role, share in layer.role_shares.items()}
+    # In numpy, not by `layer.role_shares`: on a busy machine torch's threads wait for each other for milliseconds.
+    pairs = np.bincount(layer.roles.cpu().numpy().ravel(), minlength=NO_ROLE + 1)[: len(UnitRole)]
+    if pairs.sum():
+        values |= {f"pairs_{role.name.lower()}": float(pairs[role] / pairs.sum()) for role in UnitRole}
     if before is not None:
         comparable = (roles <= max(UnitRole)) & (before <= max(UnitRole))
         if comparable.any():
@@ -331,7 +334,8 @@ def _write(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes
     from tensorboard.compat.proto.types_pb2 import DT_UINT8
 
     values = []
-    for tag, content in contents.items():
+    for tag, container in contents.items():
+        content = deflate(container)
         about = SummaryMetadata(
             # The fast loader of TensorBoard drops tensors that name no data class.
             data_class=DATA_CLASS_TENSOR,

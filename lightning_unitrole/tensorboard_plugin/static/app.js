@@ -30,7 +30,8 @@ export class App {
     this.api = new Api();
     this.index = [];
     this.drawn = new Map();
-    this.timings = {};
+    this.timings = {}; // milliseconds to draw each view
+    this.loads = {}; // the same from the request on
     this.state = new State(() => this.refresh());
   }
 
@@ -49,6 +50,7 @@ export class App {
       waiting = setTimeout(() => this.refresh(), 80);
     });
     window.unitRoles = this; // for scripts that drive the page
+    window.focus(); // so that the keys work at once
     await this.reload();
   }
 
@@ -168,10 +170,17 @@ export class App {
 
   // --- drawing ---
 
+  // Scripts that drive the page wait for this.
+  get idle() {
+    return this.loaded && !this.busy;
+  }
+
   async refresh() {
     if (!this.loaded || !this.palette) return;
     const token = (this.token = (this.token || 0) + 1);
     if (!this.index.length) return this.say(emptyState());
+    this.busy = true;
+    const asked = performance.now();
     const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
     for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
     for (const tab of this.tabs.querySelectorAll('[role=tab]')) tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
@@ -189,7 +198,8 @@ export class App {
       const start = performance.now();
       instance.draw(data);
       panel.getBoundingClientRect(); // so that the layout is part of the measured time
-      this.timings[view.id] = performance.now() - start;
+      this.keep(this.timings, view.id, performance.now() - start);
+      this.keep(this.loads, view.id, performance.now() - asked);
       panel.dataset.drawn = String(Number(panel.dataset.drawn || 0) + 1);
     } catch (error) {
       if (token !== this.token) return;
@@ -198,7 +208,13 @@ export class App {
     } finally {
       clearTimeout(slow);
       panel.classList.remove('loading');
+      if (token === this.token) this.busy = false;
     }
+  }
+
+  // The slowest of each view.
+  keep(times, view, milliseconds) {
+    times[view] = Math.max(times[view] || 0, milliseconds);
   }
 
   say(content) {

@@ -1,7 +1,15 @@
 // One kind of chart for all views: lines and bands over a linear axis, with the cursor of the tab in it.
 import { svg, tooltip } from './dom.js';
 
-const MARGIN = { top: 14, right: 18, bottom: 38, left: 52 };
+const MARGIN = { top: 14, right: 18, bottom: 38, left: 62 };
+
+// A domain that holds the values with some air, and ends on round numbers.
+export function roundDomain(low, high) {
+  const air = (high - low) * 0.05 || 0.1;
+  const ticks = niceTicks(low - air, high + air, 6);
+  const step = ticks.length > 1 ? ticks[1] - ticks[0] : 0.1;
+  return [Math.max(Math.min(0, low), ticks[0] - (ticks[0] > low - air ? step : 0)), Math.max(high, ticks[ticks.length - 1] + (ticks[ticks.length - 1] < high + air ? step : 0))];
+}
 
 export function linear([low, high], [from, to]) {
   const span = high - low || 1;
@@ -117,7 +125,7 @@ export function chart(options) {
     options.yLabel &&
       svg('text', { class: 'axis-label', transform: `translate(13 ${(margin.top + bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' }, options.yLabel),
   );
-  return interactive(root, { x, margin, width, top: margin.top, bottom, ...options });
+  return interactive(root, { ...options, x, margin, top: margin.top, bottom });
 }
 
 // Hovering describes the nearest x, clicking or dragging picks it.

@@ -2,6 +2,13 @@
 
 export const isRole = (code) => code < 4;
 
+// The roles to explain: the four, and what else occurs.
+const seen = new WeakMap();
+export function codesIn(roles) {
+  if (!seen.has(roles)) seen.set(roles, [3, 2, 1, 0, 254, 255].filter((code) => code < 4 || roles.includes(code)));
+  return seen.get(roles);
+}
+
 // Index of the last step that is not after `step`; the latest one for ''.
 export function indexOf(steps, step) {
   if (step === '' || step === undefined || !Number.isFinite(Number(step))) return steps.length - 1;

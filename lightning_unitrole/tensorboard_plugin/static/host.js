@@ -35,6 +35,28 @@ export function watchReload(callback) {
   host.postMessage('experimental.bootstrap', window.origin, [port2]);
 }
 
+// TensorBoard's own fonts, so that the tab looks like the rest of it. They belong to the page, not to frames within it.
+export function borrowFonts() {
+  if (!host) return;
+  for (const sheet of host.document.styleSheets) {
+    let rules = [];
+    try {
+      rules = sheet.cssRules;
+    } catch {
+      continue; // from another origin
+    }
+    for (const { constructor, style } of rules) {
+      const family = style && style.getPropertyValue('font-family').replace(/["']/g, '');
+      if (constructor.name !== 'CSSFontFaceRule' || family !== 'Roboto') continue;
+      const base = sheet.href || host.document.baseURI;
+      const source = style.getPropertyValue('src').replace(/url\(["']?([^"')]+)["']?\)/g, (_, url) => `url("${new URL(url, base).href}")`);
+      const describe = (name) => style.getPropertyValue(name) || undefined;
+      const face = new FontFace(family, source, { weight: describe('font-weight'), style: describe('font-style'), unicodeRange: describe('unicode-range') });
+      document.fonts.add(face);
+    }
+  }
+}
+
 const target = host || window;
 
 function parse(hash) {

@@ -4,12 +4,12 @@ import { h, tooltip } from './dom.js';
 import { analysisTicks, shortNumber } from './charts.js';
 import { ROLE } from './palette.js';
 
-const LEFT = 58; // labels of units, and the strip of roles at the cursor
+const LEFT = 68; // labels of units, and the strip of roles at the cursor
 const BOTTOM = 40;
-const TOP = 6;
+const TOP = 9;
 const RIGHT = 10;
 const STRIP = 8;
-const LARGEST_COLUMN = 72;
+const LARGEST_COLUMN = 120;
 
 export class Raster {
   // onpick(unit, at), onopen(unit), describe(unit, at) -> lines
@@ -119,9 +119,9 @@ export class Raster {
       context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, row);
     }
     if (row >= 5) this.lines(context, first, last, yOf, wide, css.background);
-    this.unitLabels(context, first, last, yOf, faint);
     this.marks(context, yOf, wide, ink, bottom);
     context.restore();
+    this.unitLabels(context, first, last, yOf, faint, bottom);
 
     context.fillStyle = faint;
     context.textAlign = 'center';
@@ -137,15 +137,22 @@ export class Raster {
     for (let place = first; place <= last; place++) context.fillRect(LEFT - STRIP - 3, yOf(place) - 0.5, wide + STRIP + 3, 1);
   }
 
-  unitLabels(context, first, last, yOf, colour) {
+  unitLabels(context, first, last, yOf, colour, bottom) {
     const { row, model } = this;
     context.fillStyle = colour;
     context.textAlign = 'right';
     const sorted = model.sort === 'unit';
     const every = row >= 11 ? 1 : sorted ? Math.ceil(22 / row / 4) * 4 : Math.ceil(26 / row);
     for (let place = Math.ceil(first / every) * every; place < last; place += every) {
-      context.fillText(String(model.order[place]), LEFT - STRIP - 8, yOf(place) + row / 2 + 4);
+      const y = yOf(place) + row / 2;
+      if (y >= TOP - 2 && y <= bottom) context.fillText(String(model.order[place]), LEFT - STRIP - 8, y + 4);
     }
+    context.save();
+    context.translate(11, (TOP + bottom) / 2);
+    context.rotate(-Math.PI / 2);
+    context.textAlign = 'center';
+    if (bottom - TOP > 90) context.fillText(sorted ? 'unit' : 'unit, sorted', 0, 0);
+    context.restore();
   }
 
   marks(context, yOf, wide, ink, bottom) {

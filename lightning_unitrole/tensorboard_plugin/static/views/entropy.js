@@ -1,6 +1,6 @@
 // How the entropy of a layer's units spreads over time, and how it is distributed at the cursor, split by role.
-import { chart, niceTicks, overTime } from '../charts.js';
-import { bins, extent, quantiles } from '../derive.js';
+import { chart, niceTicks, overTime, roundDomain } from '../charts.js';
+import { bins, codesIn, extent, quantiles } from '../derive.js';
 import { choice, decimal, h, percent, plural, svg } from '../dom.js';
 import { STACK } from '../palette.js';
 import { explain, legend, nothing, swatch } from './parts.js';
@@ -32,7 +32,7 @@ export const entropy = {
       draw(data) {
         const measure = MEASURES[ctx.state.get('measure')] || MEASURES.entropy;
         options.replaceChildren(
-          legend(ctx),
+          legend(ctx, codesIn(data.roles)),
           h('span', { class: 'spring' }),
           choice('Measure', [['entropy', 'feature entropy'], ['selective', 'selective rate']], ctx.state.get('measure'), (value) => ctx.set({ measure: value })),
         );
@@ -62,13 +62,13 @@ function band(ctx, root, data, time, measure) {
   const count = time.labels.length;
   const val = allQuantiles(data[measure.val], data.units, count);
   const train = allQuantiles(data[measure.train], data.units, count);
-  const high = measure.short === 'entropy' ? Math.max(1, ...val.map((row) => row[4] || 0), ...train.map((row) => row[2] || 0)) : 1;
+  const domain = measure.short === 'entropy' ? roundDomain(...extent([...val.flat(), ...train.map((row) => row[2])])) : [0, 1];
   root.append(
     h('h3', {}, `Spread over the ${plural(data.units, 'unit')} of the layer`),
     chart({
       ...overTime(time, Math.max(280, root.clientWidth - 26), ctx),
-      height: 330,
-      yDomain: [0, niceTicks(0, high * 1.05, 5).pop() < high ? high * 1.08 : high * 1.05],
+      height: 405, // as high as the chart beside it with its table
+      yDomain: domain,
       yLabel: measure.label,
       bands: [
         { points: val.map((row, t) => [t, row[0], row[4]]), colour: 'var(--accent)', opacity: 0.14 },
@@ -93,21 +93,22 @@ function distribution(ctx, root, data, time, measure) {
   const row = time.at * data.units;
   const roles = data.roles.subarray(row, row + data.units);
   const values = data[measure.val].subarray(row, row + data.units);
-  const [low, high] = measure.short === 'entropy' ? [0, Math.max(1, extent(data[measure.val])[1])] : [0, 1];
+  const [low, high] = measure.short === 'entropy' ? roundDomain(...extent(data[measure.val])) : [0, 1];
   const groups = STACK.map((code) => ({ code, values: values.filter((_, u) => roles[u] === code) })).filter(({ values: some }) => some.length);
   const counted = groups.map((group) => ({ ...group, bins: bins(group.values, low, high, BINS) }));
   const totals = Array.from({ length: BINS }, (_, i) => counted.reduce((sum, group) => sum + group.bins[i], 0));
   const missing = values.filter((value, u) => !Number.isFinite(value) && roles[u] !== 254).length;
   root.append(
-    h('h3', {}, `Distribution at ${ctx.when(time, time.at)}, by role`),
+    h('h3', {}, `Distribution at ${ctx.when(time, time.at)}, by role${ctx.klass === 'all' ? '' : ` for ${ctx.className(ctx.klass)}`}`),
     chart({
       width: Math.max(280, root.clientWidth - 26),
-      height: 330,
+      height: 300,
       xDomain: [low, high],
       yDomain: [0, Math.max(1, ...totals) * 1.08],
       xTicks: niceTicks(low, high, 6).map((at) => ({ at, label: at })),
       xLabel: `${measure.label}, validation`,
       yLabel: 'units',
+      yTicks: niceTicks(0, Math.max(1, ...totals), 5).filter(Number.isInteger),
       label: 'Distribution by role',
       marks: (x, y) => bars(counted, totals, x, y, low, high),
     }),

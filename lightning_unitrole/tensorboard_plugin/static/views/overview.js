@@ -1,7 +1,7 @@
 // Layers x analyses: how large the share of each role is, and how many units changed theirs.
 import { analysisTicks, chart, interactive, linear, shortNumber } from '../charts.js';
 import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
-import { REAL_ROLES, ROLE } from '../palette.js';
+import { REAL_ROLES, ROLE, STACK } from '../palette.js';
 import { explain, legend } from './parts.js';
 
 const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
@@ -52,7 +52,7 @@ function draw(ctx, root, table) {
     h(
       'div',
       { class: 'options' },
-      legend(ctx),
+      legend(ctx, codesOf(ctx, table, pairs)),
       choice('Shares of', [['units', 'units', 'Each unit counts once, with the role it has in most classes'], ['pairs', 'unit × class', 'Each unit counts once for every class']], ctx.state.get('shares'), (shares) => ctx.set({ shares })),
     ),
   );
@@ -82,14 +82,23 @@ function draw(ctx, root, table) {
   });
 }
 
+function codesOf(ctx, table, pairs) {
+  const seen = new Set();
+  ctx.run.layers.forEach((layer, place) => {
+    for (let t = 0; t < table.time.labels.length; t++) for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
+  });
+  return STACK.filter((code) => code < 4 || seen.has(code));
+}
+
 function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
   const { time } = table;
-  const left = 40;
+  const left = 56;
   const right = width - 8;
   const count = time.labels.length;
-  const step = Math.min((right - left) / count, 60);
-  const height = SHARES + GAP + CHANGES + (lastRow ? 34 : 14);
-  const x = (t) => left + t * step;
+  const step = Math.min((right - left) / count, 120);
+  const height = SHARES + GAP + CHANGES + (lastRow ? 36 : 20);
+  // Whole pixels, or hairlines of the background would show between the columns.
+  const x = (t) => Math.round(left + t * step);
   const y = linear([0, 1], [SHARES, 4]);
   const base = SHARES + GAP + CHANGES;
   const areas = new Map();
@@ -98,7 +107,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
     let filled = 0;
     for (const [code, share] of stack(table, t, place, layer.units, pairs)) {
       if (!(share > 0)) continue;
-      const edge = `M${x(t).toFixed(2)},${y(filled + share).toFixed(2)}h${step.toFixed(2)}V${y(filled).toFixed(2)}h${(-step).toFixed(2)}Z`;
+      const edge = `M${x(t)},${y(filled + share).toFixed(2)}H${x(t + 1)}V${y(filled).toFixed(2)}H${x(t)}Z`;
       areas.set(code, (areas.get(code) || '') + edge);
       filled += share;
     }
@@ -113,12 +122,12 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
     [...areas].map(([code, d]) => svg('path', { d, fill: `var(--role-${code})`, class: 'area', 'data-role': code })),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
     svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
-    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'chg'),
+    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'changed'),
     svg('line', { class: 'grid', x1: left, x2: x(count), y1: base - CHANGES, y2: base - CHANGES }),
     svg('path', { class: 'changes', d: bars }),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: base, y2: base }),
-    lastRow && ticks.map(({ at, label }) => svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label))),
-    lastRow && svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 30, 'text-anchor': 'middle' }, time.axis),
+    ticks.map(({ at, label }) => svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label))),
+    lastRow && svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 32, 'text-anchor': 'middle' }, time.axis),
     svg('rect', { class: 'cursor-box', x: x(time.at), y: 2, width: Math.max(2, step), height: base - 2 }),
   );
   return interactive(root, {
@@ -152,7 +161,7 @@ function band(ctx, table, place, width) {
   return chart({
     width,
     height: SHARES + CHANGES + 40,
-    margin: { left: 40, right: 8, top: 8, bottom: 34 },
+    margin: { left: 56, right: 8, top: 8, bottom: 34 },
     xDomain: time.labels.length > 1 ? [0, last] : [-0.5, 0.5],
     yDomain: [0, Math.max(1, ...high.map(([, v]) => v || 0))],
     xTicks: analysisTicks(time.labels, Math.max(2, Math.floor(width / 90))),

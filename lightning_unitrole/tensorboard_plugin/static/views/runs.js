@@ -1,5 +1,5 @@
 // Runs side by side, by shares alone: unit 7 of one run has nothing to do with unit 7 of another.
-import { chart, niceTicks } from '../charts.js';
+import { chart, niceTicks, roundDomain } from '../charts.js';
 import { decimal, h, percent, plural, select, svg } from '../dom.js';
 import { REAL_ROLES } from '../palette.js';
 import { read } from './overview.js';
@@ -13,13 +13,13 @@ const ALL = '\u0000all';
 export const runs = {
   id: 'runs',
   tab: 'Runs',
-  uses: [],
+  uses: ['run'],
   create(ctx, root) {
     const body = h('div', { class: 'runs' });
     root.append(
       explain(
         'Runs compared by their shares of roles',
-        'Unit numbers do not correspond between runs, so only shares are compared: of the units that are still there, how many have each role in most classes. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor.',
+        'Unit numbers do not correspond between runs, so only shares are compared: of the units that are still there, how many have each role in most classes. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor, which moves along the run chosen above.',
       ),
       body,
     );
@@ -111,7 +111,7 @@ function small(ctx, lines, { title, value, share }, width) {
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const values = lines.flatMap(({ points }) => points.map(value)).filter(Number.isFinite);
   const at = cursorOf(ctx);
-  const top = share ? [0.1, 0.25, 0.5, 0.75, 1].find((limit) => limit >= Math.max(0, ...values)) || 1 : Math.max(0.5, ...values) * 1.1;
+  const top = share ? [0.1, 0.25, 0.5, 0.75, 1].find((limit) => limit >= Math.max(0, ...values)) || 1 : 1;
   return h(
     'div',
     { class: 'card' },
@@ -120,9 +120,9 @@ function small(ctx, lines, { title, value, share }, width) {
       ? chart({
           width,
           height: 210,
-          margin: { left: 46 },
+          margin: { left: 50 },
           xDomain: low < high ? [low, high] : [low - 0.5, high + 0.5],
-          yDomain: [0, top],
+          yDomain: share ? [0, top] : roundDomain(Math.min(...values), Math.max(...values)),
           yFormat: share ? (part) => percent(part, top < 0.2 ? 1 : 0) : undefined,
           xTicks: (low < high ? niceTicks(low, high, Math.max(2, Math.floor(width / 80))) : [low]).map((tick) => ({ at: tick, label: tick })),
           xLabel: ctx.state.get('axis'),
@@ -149,7 +149,7 @@ function latest(ctx, lines) {
   return h(
     'div',
     { class: 'card full' },
-    h('h3', {}, `At the cursor, or the nearest analysis of each run`),
+    h('h3', {}, 'At the cursor, or the analysis nearest to it'),
     h(
       'table',
       { class: 'small runs-table' },

@@ -15,7 +15,7 @@ export const transitions = {
     root.append(
       explain(
         'Which units went from which role to which',
-        'Rows are the roles at the first analysis, columns those at the cursor. Large numbers on the diagonal are units that stayed what they were. Click a cell to see only its units in the raster, click it again to see all.',
+        'Rows are the roles at the analysis chosen below, columns those at the cursor. Large numbers on the diagonal are units that stayed what they were. Click a cell to see only its units in the raster, click it again to see all.',
       ),
       h('div', { class: 'split' }, matrix, panel.element),
     );

@@ -1,6 +1,6 @@
 // One unit: its history, and its role for each class.
 import { analysisTicks, chart, interactive, linear, overTime, shortNumber } from '../charts.js';
-import { history } from '../derive.js';
+import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
 import { ROLE } from '../palette.js';
 import { explain, legend, nothing, swatch } from './parts.js';
@@ -54,7 +54,7 @@ function draw(ctx, body, data, classes, chosen) {
   const shared = (label) => ({ ...overTime(time, half, ctx), height: 220, yLabel: label, onpick: (t) => ctx.pick(time, t) });
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
-    h('div', { class: 'card' }, h('h3', {}, 'Role over time'), h('div', { class: 'options' }, legend(ctx)), strips(ctx, data, classes, time, chosen, width)),
+    h('div', { class: 'card' }, h('h3', {}, 'Role over time'), h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))), strips(ctx, data, classes, time, chosen, width)),
     h(
       'div',
       { class: 'split even' },
@@ -156,7 +156,7 @@ function strips(ctx, data, classes, time, chosen, width) {
     });
   }
   const columns = time.steps.length;
-  const step = Math.min((width - LABEL - 12) / columns, 72);
+  const step = Math.min((width - LABEL - 12) / columns, 120);
   const right = LABEL + columns * step;
   const top = (place) => place * ROW + (place ? 8 : 0);
   const bottom = top(rows.length);

@@ -1,5 +1,5 @@
 // The raster of one layer: each unit a row, each analysis a column.
-import { history, order, extent } from '../derive.js';
+import { codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
@@ -48,7 +48,7 @@ export const units = {
 function controls(ctx, data) {
   const colour = colourOf(ctx, data);
   return [
-    colour === 'role' ? legend(ctx) : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
+    colour === 'role' ? legend(ctx, codesIn(data.roles)) : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
     h('span', { class: 'spring' }),
     choice('Colour', COLOURS, colour, (value) => ctx.set({ colour: value })),
     select('Sort by', SORTS, ctx.state.get('sort'), (sort) => ctx.set({ sort })),

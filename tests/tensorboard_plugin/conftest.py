@@ -1,0 +1,118 @@
+"""TensorBoard servers, a headless browser, and logs to look at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard_plugin.synthetic import CLASSES, Spec, Training, log_run
+
+LAYERS = (Spec("features.0", 16, (28, 28)), Spec("features.3", 48))
+MARKUP = '<img src=x onerror="parent.harmed=1">'
+EPOCHS = 12
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1440,1100",
+)
+
+
+def wait_for(what: str, check: Callable[[], Any], seconds: float = 30) -> Any:
+    """The first true answer of ``check``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"waited {seconds} s in vain: {what}")
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return bytes(response.read())
+
+
+@contextmanager
+def tensorboard(logdir: Path, *arguments: str, runs: int) -> Iterator[str]:
+    """Address of a TensorBoard that has read all events of so many runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    server = subprocess.Popen(
+        [*command, "--port", str(port), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        seen: list[str] = []
+
+        def ready() -> bool:
+            try:
+                found = get(f"{address}/data/plugin/unit_roles/runs").decode()
+            except (urllib.error.URLError, ConnectionError):
+                return False
+            seen.append(found)
+            # A loader reads a log piece by piece: it is through when nothing new turns up.
+            return len(json.loads(found)["runs"]) == runs and seen[-3:] == [found] * 3
+
+        wait_for("TensorBoard to read its logs", ready, 60)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs: a plain one, one that is pruned on the way, one without ablation, and one full of markup."""
+    root = tmp_path_factory.mktemp("logs")
+    log_run(root / "baseline", Training(LAYERS, seed=1), EPOCHS)
+    log_run(root / "pruned", Training(LAYERS, seed=2), EPOCHS, prune_at=7)
+    log_run(root / "without_ablation", Training(LAYERS, seed=3, ablation=False), 4)
+    harmful = Training((replace(LAYERS[0], name=f"layer {MARKUP}"),), (MARKUP, *CLASSES[1:]), seed=4)
+    log_run(root / f"zz {MARKUP}".replace("/", ""), harmful, 3)
+    return root
+
+
+@pytest.fixture(scope="session", params=["true", "false"], ids=["fast loader", "slow loader"])
+def server(request: pytest.FixtureRequest, logs: Path) -> Iterator[str]:
+    with tensorboard(logs, "--load_fast", request.param, runs=4) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    chromedriver = shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("needs chromium and chromedriver on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    try:
+        yield browser
+    finally:
+        browser.quit()
