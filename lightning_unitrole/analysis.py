@@ -404,7 +404,10 @@ class UnitAnalysis:
         return totals
 
     def _take_apart(self, batch: ProbeBatch) -> tuple[Any, Any]:
-        return split_batch(self.runtime.transfer(batch.batch), self.settings.batch_fn)
+        inputs, targets = split_batch(self.runtime.transfer(batch.batch), self.settings.batch_fn)
+        if isinstance(targets, (list, tuple)) and self.settings.score_fn is None:
+            targets = torch.as_tensor(targets, device=self.runtime.device)
+        return inputs, targets
 
     def _count_classes(self, inputs: Any) -> int:
         if self.settings.class_names is not None:

@@ -46,6 +46,7 @@ class LiveRecording:
         self._tapped: set[str] = set()
         self._position = 0
         self._batches = 0
+        self._short = False
         self._stopped = False
         self._error: Exception | None = None
         self._tap = UnitTap(analysis.model, analysis.layers, self._take, on_error=self._fail)
@@ -63,6 +64,12 @@ class LiveRecording:
         settings, runtime = self.analysis.settings, self.analysis.runtime
         inputs, targets = split_batch(batch, settings.batch_fn)
         groups = batch_groups(targets, count_images(inputs), self.analysis.num_classes, settings.group_fn)
+        if self._short:
+            raise DataError(
+                "A validation batch that was not the last one was short of images, so they cannot be told apart by their "
+                "position. Does collate_fn drop some? Drop them from the dataset instead."
+            )
+        self._short = len(groups) != self.loader.batch_size
         every = runtime.gather(groups.to(runtime.device)).T.flatten()
         index = self._position + torch.arange(len(every), device=every.device)
         # Where processes share a dataset unevenly, its first images are dealt out again to fill the last batch.

@@ -90,7 +90,12 @@ class AblationCurve:
 
 
 def _last_minimum(ablated: Tensor, values: Tensor) -> int:
-    """Largest entry of ``ablated`` at which ``values`` is smallest up to rounding; NaN counts as largest."""
+    """Largest entry of ``ablated`` at which ``values`` is smallest up to rounding; NaN counts as largest.
+
+    Where all are NaN nothing speaks against any unit, and it is the smallest entry.
+    """
+    if bool(values.isnan().all()):
+        return int(ablated.min())
     values = values.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
     smallest = values.min()
     return int(ablated[values <= smallest + _ROUNDING * smallest.abs()].max())
