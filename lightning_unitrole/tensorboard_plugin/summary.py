@@ -7,7 +7,7 @@ Each report becomes one TensorBoard event at one step:
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
 * ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
 
-Every tensor is a deflated container (:mod:`.packing`) that names its epoch, so that a step can be told without its neighbours.
+Every tensor is a deflated container (:mod:`.packing`) that names its epoch: a step can be told without its neighbours.
 Units keep the index they had in the first report of the run, whatever is pruned later.
 """
 

@@ -48,7 +48,8 @@ class Page:
         return list(self.driver.find_elements("css selector", selector))
 
     def text(self, selector: str = "main") -> str:
-        found = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length).map(e => e.innerText)"
+        found = """return [...document.querySelectorAll(arguments[0])]
+            .filter(element => element.getClientRects().length).map(element => element.innerText)"""
         return "\n".join(self.js(found, selector))
 
     def press(self, *keys: str) -> None:

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+
+from lightning_unitrole.tensorboard_plugin import packing
+from lightning_unitrole.tensorboard_plugin.packing import ALIGNMENT, DTYPES, deflate, inflate, pack, unpack
+
+
+def test_arrays_come_back_as_they_were() -> None:
+    arrays = {kind: np.arange(7).astype(f"<{kind}").reshape(7, 1) for kind in DTYPES}
+    arrays["empty"] = np.empty((0, 3), np.uint8)
+    info, back = unpack(pack({"layer": "é<b>"}, arrays))
+    assert info == {"layer": "é<b>"}
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_a_strided_array_is_packed_as_it_reads() -> None:
+    array = np.arange(12, dtype=np.uint16).reshape(3, 4).T[::2]
+    np.testing.assert_array_equal(unpack(pack({}, {"a": array}))[1]["a"], array)
+
+
+@pytest.mark.parametrize("name", ["a", "ab", "a longer name"])
+def test_every_array_lies_where_a_browser_can_view_it(name: str) -> None:
+    data = pack({}, {name: np.zeros(3, np.uint8), "next": np.ones(2, np.float64)})
+    assert data.index(np.ones(2).tobytes()) % ALIGNMENT == 0
+
+
+def test_another_dtype_is_refused() -> None:
+    with pytest.raises(TypeError, match="Array 'roles' has dtype int64; expected one of u1, u2"):
+        pack({}, {"roles": np.arange(3)})
+
+
+def test_nan_has_no_place_in_the_header() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        pack({"gap": float("nan")}, {})
+
+
+@pytest.mark.parametrize("data", [b"", b"URB1", b"something else"])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a container"):
+        unpack(data)
+
+
+def test_a_deflated_container_comes_back() -> None:
+    data = pack({}, {"a": np.zeros(10_000, np.uint8)})
+    assert inflate(deflate(data)) == data
+    assert len(deflate(data)) < len(data) / 10
+
+
+def test_damaged_and_huge_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = deflate(bytes(5000))
+    with pytest.raises(ValueError, match="damaged"):
+        inflate(b"not deflated")
+    with pytest.raises(ValueError, match="cut off"):
+        inflate(whole[:-5])
+    monkeypatch.setattr(packing, "MAX_BYTES", 4000)
+    with pytest.raises(ValueError, match="more than 4000 bytes"):
+        inflate(zlib.compress(bytes(5000)))

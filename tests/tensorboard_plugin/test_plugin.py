@@ -1,0 +1,207 @@
+"""The server side, inside TensorBoard's own application but without a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend import application
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard_plugin.conftest import EPOCHS, MARKUP
+from werkzeug.test import Client, TestResponse
+
+from lightning_unitrole.tensorboard_plugin import plugin as plugin_module
+from lightning_unitrole.tensorboard_plugin.packing import Array, unpack
+from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
+from lightning_unitrole.tensorboard_plugin.schema import NO_ROLE, REMOVED
+
+PREFIX = "/data/plugin/unit_roles"
+
+
+def provider(directory: Path) -> MultiplexerDataProvider:
+    events = EventMultiplexer(tensor_size_guidance={"unit_roles": 0})
+    events.AddRunsFromDirectory(str(directory))
+    events.Reload()
+    return MultiplexerDataProvider(events, str(directory))
+
+
+@pytest.fixture(scope="module")
+def client(logs: Path) -> Client:
+    data = provider(logs)
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=data))
+    return Client(application.TensorBoardWSGI([plugin], data_provider=data))
+
+
+def read(client: Client, path: str, **query: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    response = client.get(f"{PREFIX}/{path}", query_string=query)
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    return unpack(response.data)
+
+
+def refused(client: Client, path: str, **query: Any) -> TestResponse:
+    response = client.get(f"{PREFIX}/{path}", query_string=query)
+    assert response.status_code in (400, 404), response.text
+    assert response.content_type == "application/json"
+    return response
+
+
+def test_the_tab_is_listed_as_active(client: Client) -> None:
+    listed = client.get("/data/plugins_listing").json["unit_roles"]
+    assert listed["enabled"]
+    assert listed["tab_name"] == "Unit roles"
+    assert listed["loading_mechanism"]["module_path"].endswith("/unit_roles/index.js")
+
+
+def test_runs_with_their_layers_and_classes(client: Client) -> None:
+    runs = {run["name"]: run for run in client.get(f"{PREFIX}/runs").json["runs"]}
+    assert len(runs) == 4
+    assert runs["baseline"]["last_step"] == 100 * EPOCHS - 1
+    assert [layer["units"] for layer in runs["baseline"]["layers"]] == [16, 48]
+    assert runs["baseline"]["layers"][0]["parts"] == ["state", "classes", "curves"]
+    assert runs["without_ablation"]["layers"][0]["parts"] == ["state"]
+    assert MARKUP in next(run for name, run in runs.items() if name.startswith("zz"))["class_names"]
+
+
+def test_every_step_of_a_layer(client: Client) -> None:
+    info, layer = read(client, "layer", run="baseline", layer=1, fields="roles,entropy_val")
+    assert info["units"] == 48
+    assert layer["steps"].tolist() == [100 * (epoch + 1) - 1 for epoch in range(EPOCHS)]
+    assert layer["epochs"].tolist() == list(range(EPOCHS))
+    assert layer["roles"].shape == layer["entropy_val"].shape == (EPOCHS, 48)
+
+
+def test_the_overview_has_a_row_for_each_layer(client: Client) -> None:
+    info, overview = read(client, "overview", run="pruned")
+    assert overview["table"].shape == (EPOCHS, 2, len(info["columns"]))
+    assert overview["table"][-1, :, info["columns"].index("present")].tolist() == [12, 36]
+
+
+def test_classes_and_units_are_cuts_of_the_same_roles(client: Client) -> None:
+    by_class = [read(client, "classes", run="pruned", layer=0, **{"class": k})[1]["roles"] for k in range(10)]
+    by_unit = [read(client, "unit", run="pruned", layer=0, unit=u)[1]["roles"] for u in range(16)]
+    np.testing.assert_array_equal(np.stack(by_class, 1), np.stack(by_unit, 2))
+    state = read(client, "layer", run="pruned", layer=0, fields="roles")[1]["roles"]
+    np.testing.assert_array_equal(state == REMOVED, by_class[0] == REMOVED)
+    assert (by_class[0] != NO_ROLE).all()
+
+
+def test_curves_of_all_classes_and_of_one(client: Client) -> None:
+    info, points = read(client, "curves", run="baseline", layer=0)
+    assert {(curve["split"], curve["order"]) for curve in info["curves"]} == {
+        (split, order) for split in ("train", "val") for order in ("least_first", "most_first", "random")
+    }
+    assert len(info["curves"]) == 6 * EPOCHS
+    assert sum(curve["points"] for curve in info["curves"]) == len(points["loss"])
+    info, points = read(client, "curves", run="baseline", layer=0, **{"class": 3})
+    assert {curve["class"] for curve in info["curves"]} == {3}
+    assert len(info["curves"]) == 2 * EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "message"),
+    [
+        ("layer", {}, "Expected one parameter 'run', got 0"),
+        ("layer", {"run": "nothing"}, "no such run"),
+        ("layer", {"run": ["baseline", "pruned"]}, "Expected one parameter 'run', got 2"),
+        ("layer", {"run": "x" * 5000}, "too long"),
+        ("layer", {"run": "baseline"}, "parameter 'layer'"),
+        ("layer", {"run": "baseline", "layer": "2"}, "whole number from 0 to 1"),
+        ("layer", {"run": "baseline", "layer": "-1"}, "whole number"),
+        ("layer", {"run": "baseline", "layer": "1.5"}, "whole number"),
+        ("layer", {"run": "baseline", "layer": "²"}, "whole number"),
+        ("layer", {"run": "baseline", "layer": "0", "fields": "roles,__class__"}, "Unknown fields"),
+        ("unit", {"run": "baseline", "layer": "0", "unit": "16"}, "whole number from 0 to 15"),
+        ("classes", {"run": "baseline", "layer": "0", "class": "10"}, "whole number from 0 to 9"),
+        ("curves", {"run": "baseline", "layer": "0", "class": "some"}, "whole number"),
+        ("overview", {"run": "../baseline"}, "no such run"),
+    ],
+)
+def test_parameters_are_checked(client: Client, path: str, query: dict[str, Any], message: str) -> None:
+    assert message in refused(client, path, **query).json["error"]
+
+
+def test_only_reading_is_answered(client: Client) -> None:
+    assert client.post(f"{PREFIX}/runs").status_code == 405
+
+
+def test_a_layer_without_ablation_has_empty_parts(client: Client) -> None:
+    assert read(client, "classes", run="without_ablation", layer=0, **{"class": 0})[1]["roles"].size == 0
+    assert read(client, "curves", run="without_ablation", layer=0)[0]["curves"] == []
+
+
+def test_only_the_files_of_the_list_are_served(client: Client) -> None:
+    found = {file.relative_to(STATIC).as_posix() for file in STATIC.rglob("*") if file.is_file()}
+    assert found == set(STATIC_FILES)
+    for name, kind in STATIC_FILES.items():
+        response = client.get(f"{PREFIX}/{name}")
+        assert response.status_code == 200
+        assert response.mimetype == kind
+    for path in (
+        "../plugin.py",
+        "..%2fplugin.py",
+        "plugin.py",
+        "views/",
+        "views/../index.js.map",
+        "static/index.js",
+        "",
+    ):
+        assert client.get(f"{PREFIX}/{path}").status_code == 404, path
+
+
+def test_the_page_asks_nobody_else_and_writes_no_markup() -> None:
+    for name in STATIC_FILES:
+        text = (STATIC / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|//cdn|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), (
+            name
+        )
+
+
+def test_a_layer_that_began_with_another_number_of_units_is_left_out(client: Client, logs: Path) -> None:
+    data = provider(logs)
+    query = plugin_module.Query(
+        data, SimpleNamespace(environ={}, args=SimpleNamespace(getlist=lambda name: ["baseline"]))
+    )
+    query.__dict__["layer"] = {"name": "features.0", "units": 17}
+    assert query.read_layer("state") == []
+
+
+class Broken:
+    """A data provider with a run whose data somebody else has written, or nobody can read."""
+
+    def __init__(self, content: bytes, tensor: bytes = b"") -> None:
+        self.content, self.tensor = content, tensor
+
+    def list_tensors(self, *_: Any, **__: Any) -> Any:
+        series = SimpleNamespace(plugin_content=self.content, max_step=1, max_wall_time=1.0)
+        return {"run": {"unit_roles/overview": series}}
+
+    def read_tensors(self, *_: Any, **__: Any) -> Any:
+        datum = SimpleNamespace(step=1, wall_time=1.0, numpy=np.frombuffer(self.tensor, np.uint8))
+        return {"run": {"unit_roles/overview": [datum]}}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 99}', b"\xff"])
+def test_a_run_with_unreadable_metadata_is_passed_over(content: bytes) -> None:
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content)))
+    client = Client(plugin.get_plugin_apps()["/runs"])
+    assert client.get("/").json["runs"] == []
+
+
+def test_a_step_that_cannot_be_read_is_passed_over() -> None:
+    content = json.dumps({"format": 1, "layers": []}).encode()
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content, b"not a container")))
+    client = Client(plugin.get_plugin_apps()["/overview"])
+    _, arrays = unpack(client.get("/?run=run").data)
+    assert arrays["steps"].size == 0
+
+
+def test_without_a_data_provider_there_are_no_runs() -> None:
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=None))
+    assert Client(plugin.get_plugin_apps()["/runs"]).get("/").json["runs"] == []
