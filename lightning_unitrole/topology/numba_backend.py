@@ -85,7 +85,9 @@ def _births(maps: Tensor, images: NDArray[np.int64], steps: int) -> NDArray[np.i
     out = births.reshape(-1)
 
     def run(begin: int, end: int) -> int:
-        unsettled: int = kernel(flat, images, *integers.stride(), units, height, width, steps, infinity, begin, end, out)
+        unsettled: int = kernel(
+            flat, images, *integers.stride(), units, height, width, steps, infinity, begin, end, out
+        )
         return unsettled
 
     if sum(_in_threads(run, births.size, height * width)):

@@ -54,7 +54,20 @@ def _make_scan(side: int, half: bool) -> Any:
     lanes = min(side, 32)
 
     def kernel(  # type: ignore[no-untyped-def]
-        flat, images, image_step, unit_step, row_step, column_step, units, height, width, limit, infinity, begin, end, out
+        flat,
+        images,
+        image_step,
+        unit_step,
+        row_step,
+        column_step,
+        units,
+        height,
+        width,
+        limit,
+        infinity,
+        begin,
+        end,
+        out,
     ):
         """Births of the maps ``begin`` to ``end`` (image by image, unit by unit) into ``out``; returns how many are open."""
         zero, one = np.uint64(0), np.uint64(1)
@@ -98,7 +111,19 @@ def _make_scan(side: int, half: bool) -> Any:
                     if column_step == 1 and source + side <= flat.size:
                         for column in range(0, side, lanes):
                             best = max(
-                                best, enter(flat, source + column, keys, target + column, extreme, column, width, row, shift, lanes)
+                                best,
+                                enter(
+                                    flat,
+                                    source + column,
+                                    keys,
+                                    target + column,
+                                    extreme,
+                                    column,
+                                    width,
+                                    row,
+                                    shift,
+                                    lanes,
+                                ),
                             )
                     else:
                         if column_step == 1:  # reading `side` values would leave the array
@@ -109,7 +134,10 @@ def _make_scan(side: int, half: bool) -> Any:
                             for column in range(width):
                                 line[column] = block[staged + column]
                         for column in range(0, side, lanes):
-                            best = max(best, enter(line, column, keys, target + column, extreme, column, width, row, shift, lanes))
+                            best = max(
+                                best,
+                                enter(line, column, keys, target + column, extreme, column, width, row, shift, lanes),
+                            )
                     row_best[first_row + row] = best | (row << index_bits)
                 for row in range(height, side):
                     row_best[first_row + row] = nothing

@@ -31,7 +31,9 @@ def enter(typing, source, i, target, j, extreme, column, width, row, shift, lane
         column, width, row = (builder.trunc(_wide(builder, value), key) for value in values[5:8])
         positions = builder.add(_counting(keys), _spread(builder, keys, column))
         inside = builder.icmp_signed("<", positions, _spread(builder, keys, width))
-        raw = builder.select(inside, _read(builder, _pointer(context, builder, signature, values, 0), keys), _same(keys, 0))
+        raw = builder.select(
+            inside, _read(builder, _pointer(context, builder, signature, values, 0), keys), _same(keys, 0)
+        )
         magnitude = builder.and_(raw, _same(keys, (1 << (bits - 1)) - 1))
         negative = builder.icmp_signed("<", raw, _same(keys, 0))
         value = builder.select(negative, builder.sub(_same(keys, 0), magnitude), magnitude)

@@ -68,16 +68,12 @@ def scan(
     forward = exists & (u < height) & (v < width)
     backward = exists & (v < height) & (u < width)
     place = u.to(tl.int64) * row_step + v.to(tl.int64) * column_step
-    bits = tl.load(
-        maps + place[:, None] + origin[None, :], mask=forward[:, None] & active[None, :], other=0
-    )
+    bits = tl.load(maps + place[:, None] + origin[None, :], mask=forward[:, None] & active[None, :], other=0)
     key, magnitude = _key(bits, MAGNITUDE)
     key = tl.where(forward[:, None], key, -(1 << 31) + 1)
     greatest = tl.max(magnitude, axis=0)
     place = v.to(tl.int64) * row_step + u.to(tl.int64) * column_step
-    bits = tl.load(
-        maps + place[:, None] + origin[None, :], mask=backward[:, None] & active[None, :], other=0
-    )
+    bits = tl.load(maps + place[:, None] + origin[None, :], mask=backward[:, None] & active[None, :], other=0)
     other, magnitude = _key(bits, MAGNITUDE)
     greatest = tl.maximum(greatest, tl.max(magnitude, axis=0))
     key = tl.maximum(key, tl.where(backward[:, None], other, -(1 << 31) + 1))
@@ -217,10 +213,12 @@ def settle(
         image, unit = number // units, number % units
         origin = maps + image * image_step + unit * unit_step
         key, _ = _key(
-            tl.load(origin + eu.to(tl.int64) * row_step + ev.to(tl.int64) * column_step, mask=forward, other=0), MAGNITUDE
+            tl.load(origin + eu.to(tl.int64) * row_step + ev.to(tl.int64) * column_step, mask=forward, other=0),
+            MAGNITUDE,
         )
         other, _ = _key(
-            tl.load(origin + ev.to(tl.int64) * row_step + eu.to(tl.int64) * column_step, mask=backward, other=0), MAGNITUDE
+            tl.load(origin + ev.to(tl.int64) * row_step + eu.to(tl.int64) * column_step, mask=backward, other=0),
+            MAGNITUDE,
         )
         key = tl.maximum(tl.where(forward, key, -(1 << 31) + 1), tl.where(backward, other, -(1 << 31) + 1))
         present = forward | backward

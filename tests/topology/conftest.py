@@ -1,9 +1,13 @@
 """Runs Triton under its interpreter, so that its backend is tested on any machine."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for topology_maps
 
 # Triton reads this when it is imported. Where there is a GPU the compiled kernels are what should be tested.
 if not torch.cuda.is_available():
