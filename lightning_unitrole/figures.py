@@ -37,7 +37,7 @@ def ablation_figure(layer: LayerReport) -> Figure:
 
     Turning points are marked on the least-first curves; the shaded area is the ranking gap.
     """
-    figure = _figure(width=8.0, height=3.4)
+    figure = _figure(width=6.4, height=3.3)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (title, split) in zip(axes, (("training", layer.train), ("validation", layer.val)), strict=True):
         least, most = split.curves["least_first"], split.curves["most_first"]
@@ -53,12 +53,13 @@ def ablation_figure(layer: LayerReport) -> Figure:
         at = float(least.accuracy[least.ablated == turn][0])
         axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
         axis.axvline(turn, color=_LEAST, linestyle=":", linewidth=1)
-        axis.annotate(f"turning point {turn}", (turn, at), xytext=(4, 6), textcoords="offset points", fontsize=8)
-        axis.set_title(f"{title} images, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
+        axis.annotate(f"turning point {turn}", (turn, at), xytext=(5, 7), textcoords="offset points", fontsize=9)
+        axis.set_title(f"{title}, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
         axis.set_xlabel(f"units switched off, of {layer.num_units}")
-        axis.set_ylim(-0.03, 1.08)
+        axis.set_ylim(-0.03, 1.18)
     axes[0].set_ylabel("accuracy")
-    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, fontsize=9, frameon=False, loc="outside lower center")
     figure.suptitle(layer.name, fontsize=11)
     return figure
 
@@ -76,7 +77,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     roles = layer.roles[:, columns].clone()
     roles[roles == NO_ROLE] = len(UnitRole)
     classes = len(class_names)
-    figure = _figure(width=8.0, height=1.3 + 0.22 * min(max(classes, 4), 40))
+    figure = _figure(width=6.4, height=1.3 + 0.24 * min(max(classes, 4), 40))
     axis = figure.subplots()
     colors = [ROLE_COLORS[role] for role in UnitRole]
     axis.imshow(
@@ -90,13 +91,13 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     if classes <= 40:
         axis.set_yticks(range(classes), [str(name) for name in class_names], fontsize=8)
     axis.set_ylabel("class")
-    axis.set_xlabel("units, from those effective for most classes to those effective for fewest")
+    axis.set_xlabel("units, those effective for most classes first")
     shares = layer.role_shares
     handles = [
         Patch(color=ROLE_COLORS[role], label=f"{ROLE_LABELS[role]} {100 * shares.get(role, 0):.0f} %")
         for role in (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
     ]
-    axis.legend(handles=handles, ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(handles=handles, ncols=2, fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle(layer.name, fontsize=11)
     return figure
 
@@ -107,7 +108,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     The ranking gap is the area under the least-first curve minus that under the most-first one: the larger, the more a
     criterion knows of this layer.
     """
-    figure = _figure(width=9.5, height=3.8)
+    figure = _figure(width=8.0, height=3.6)
     axis, beside = figure.subplots(1, 2, width_ratios=[1.0, 0.8])
     ranked = sorted(curves.items(), key=lambda item: -item[1].ranking_gap)
     for (name, found), color in zip(ranked, itertools.cycle(_CRITERION_COLORS)):
