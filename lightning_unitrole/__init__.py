@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_unitrole.ablation import cumulative_ablation as cumulative_ablation
     from lightning_unitrole.analysis import analyze as analyze
     from lightning_unitrole.callbacks import UnitRoleMonitor as UnitRoleMonitor
+    from lightning_unitrole.comparison import compare_criteria as compare_criteria
     from lightning_unitrole.entropy import FeatureEntropy as FeatureEntropy
     from lightning_unitrole.entropy import feature_entropy as feature_entropy
     from lightning_unitrole.results import AblationCurve as AblationCurve
@@ -31,6 +32,7 @@ _DEFINED_IN = {
     "analyze": "lightning_unitrole.analysis",
     "betti_curve": "lightning_unitrole.topology",
     "birth_points": "lightning_unitrole.topology",
+    "compare_criteria": "lightning_unitrole.comparison",
     "cumulative_ablation": "lightning_unitrole.ablation",
     "feature_entropy": "lightning_unitrole.entropy",
 }
