@@ -194,8 +194,8 @@ def test_what_cannot_be_replayed_runs_as_a_whole_and_says_so_once(
         assert check(net, layers_of(net, data)[layer], data) is Replay.NONE
     assert [str(warning.message) for warning in caught] == [
         (
-            f"Layer {layer!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs for every "
-            "number of ablated units instead: slower, with the same result."
+            f"Layer {layer!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs for "
+            "every number of ablated units instead: slower, with the same result."
         )
     ]
 

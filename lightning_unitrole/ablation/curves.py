@@ -140,7 +140,7 @@ def ablation_curves(
             AblationEngine(model, layer, batches, forward=forward, score_fn=score_fn, max_memory=max_memory),
             requests,
             points,
-            reduce or (lambda sums: sums),
+            reduce,
             progress or (lambda: None),
         )
 
@@ -149,15 +149,16 @@ def _measure_curves(
     engine: AblationEngine,
     requests: Sequence[AblationRequest],
     points: int | None,
-    reduce: Callable[[Tensor], Tensor],
+    reduce: Callable[[Tensor], Tensor] | None,
     progress: Callable[[], None],
 ) -> list[AblationCurve | None]:
-    device = model_device(engine.model)
     numbers = [coarse_points(engine.layer.num_units, points)] * len(requests)
     known = [_Points() for _ in requests]
     while any(len(of_request) for of_request in numbers):
         sums = torch.cat(engine.measure(requests, numbers, progress))
-        parts = torch.split(reduce(sums.to(device)).cpu(), [len(of_request) for of_request in numbers])
+        if reduce is not None:
+            sums = reduce(sums.to(model_device(engine.model))).cpu()
+        parts = torch.split(sums, [len(of_request) for of_request in numbers])
         for of_request, more, part in zip(known, numbers, parts, strict=True):
             of_request.add(more, part)
         numbers = [of_request.wanted(points) for of_request in known]
