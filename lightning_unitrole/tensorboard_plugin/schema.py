@@ -32,7 +32,8 @@ OVERVIEW_COLUMNS = (
     "pairs_train_only",
     "pairs_val_only",
     "pairs_neither",
-    "changed",  # share of the units whose role differs from that of the report before
+    "units_changed",  # share of the units whose role in most classes differs from that of the report before
+    "pairs_changed",  # share of the (class, unit) pairs whose role differs
     "entropy_q25",  # nats, over the units, validation images
     "entropy_q50",
     "entropy_q75",

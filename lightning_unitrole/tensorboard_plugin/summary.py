@@ -50,13 +50,15 @@ class PluginState:
 
     Attributes:
         layers: names of the layers, in the order in which the tab shows them.
-        units: for each layer, its number of units in the first report.
+        units: for each layer, its number of units before any pruning.
+        map_sizes: for each layer, height and width of its maps.
         classes: indices of the classes whose roles are logged one by one.
         class_names: names of these classes.
         num_classes: number of all classes.
         criterion: name of the criterion that ranked the units.
         step: step of the last report; the next one needs a larger step.
-        roles: for each layer, ``[units]`` role codes of the last report.
+        roles: for each layer, ``[1 + all classes, units]`` role codes of the last report: the first row holds the role
+            in most classes, then comes one row a class.
         left_out: layers that turned up later and are not logged, see :func:`write_report`.
     """
 
@@ -116,17 +118,16 @@ def write_report(
     known = _leave_out_new_layers(report, known)
 
     slots = {name: _slots(report.layers[name], known, kept or {}) for name in known.layers if name in report.layers}
-    roles = {name: _scatter(_summary(report.layers[name]), slots[name], known.units[name]) for name in slots}
+    roles = {name: _scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
     info = {"format": FORMAT_VERSION, "epoch": report.epoch}
     contents: dict[str, bytes] = {OVERVIEW_TAG: _overview(report, known, roles, info)}
     for name in slots:
         layer_info = {**info, "layer": name, "units": known.units[name]}
         layer = report.layers[name]
-        contents[layer_tag(name, "state")] = pack(layer_info, _state(layer, slots[name], roles[name]))
+        contents[layer_tag(name, "state")] = pack(layer_info, _state(layer, slots[name], roles[name][0]))
         if layer.roles.numel():
-            by_class = layer.roles[list(known.classes)].cpu().numpy().astype(np.uint8)
-            scattered = _scatter(by_class, slots[name], known.units[name])
-            contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": scattered})
+            by_class = roles[name][1:][list(known.classes)]
+            contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": by_class})
         described, arrays = _curves(layer, known.classes)
         if described:
             contents[layer_tag(name, "curves")] = pack({**layer_info, "curves": described}, arrays)
@@ -200,11 +201,11 @@ def _scatter(values: Array, slots: Array, units: int, fill: Any = REMOVED) -> Ar
     return whole
 
 
-def _summary(layer: LayerReport) -> Array:
-    """Role code of each unit over all classes, ``[U]`` uint8."""
+def _all_roles(layer: LayerReport) -> Array:
+    """Role codes ``[1 + classes, U]`` uint8: over all classes in the first row, then class by class."""
     if layer.summary.numel() == 0:
-        return np.full(layer.num_units, NO_ROLE, np.uint8)
-    return layer.summary.cpu().numpy().astype(np.uint8)
+        return np.full((1, layer.num_units), NO_ROLE, np.uint8)
+    return np.concatenate([layer.summary.cpu().numpy()[None], layer.roles.cpu().numpy()]).astype(np.uint8)
 
 
 def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
@@ -255,15 +256,14 @@ def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dic
         "random_gap": layer.val.random_gap,
     }
     if layer.summary.numel():
-        values |= {f"units_{role.name.lower()}": int((roles == role).sum()) for role in UnitRole}
+        values |= {f"units_{role.name.lower()}": int((roles[0] == role).sum()) for role in UnitRole}
     # In numpy, not by `layer.role_shares`: on a busy machine torch's threads wait for each other for milliseconds.
     pairs = np.bincount(layer.roles.cpu().numpy().ravel(), minlength=NO_ROLE + 1)[: len(UnitRole)]
     if pairs.sum():
         values |= {f"pairs_{role.name.lower()}": float(pairs[role] / pairs.sum()) for role in UnitRole}
-    if before is not None:
-        comparable = (roles <= max(UnitRole)) & (before <= max(UnitRole))
-        if comparable.any():
-            values["changed"] = float((roles != before)[comparable].mean())
+    if before is not None and before.shape == roles.shape:
+        values["units_changed"] = _changed(before[:1], roles[:1])
+        values["pairs_changed"] = _changed(before[1:], roles[1:])
     entropy = _mean_over_classes(layer.val.entropy)
     entropy = entropy[np.isfinite(entropy)]
     if len(entropy):
@@ -274,6 +274,12 @@ def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dic
         if "least_first" in measured.curves:
             values[f"turning_{split}"] = measured.curves["least_first"].turning_point / layer.num_units
     return values
+
+
+def _changed(before: Array, after: Array) -> float:
+    """Share of what has a role in both whose role differs."""
+    comparable = (before <= max(UnitRole)) & (after <= max(UnitRole))
+    return float((before != after)[comparable].mean()) if comparable.any() else float("nan")
 
 
 def _curves(layer: LayerReport, classes: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Array]]:

@@ -146,9 +146,10 @@ def test_the_overview_counts_units_pairs_and_changes(log: Log) -> None:
     log.write(second, 20)
     rows = log.overview()
     assert list(rows[10]) == list(OVERVIEW_COLUMNS)
-    assert np.isnan(rows[10]["changed"])
+    assert np.isnan(rows[10]["units_changed"])
     before, after = first.layers["conv1"], second.layers["conv1"]
-    assert rows[20]["changed"] == pytest.approx(float((before.summary != after.summary).double().mean()))
+    assert rows[20]["units_changed"] == pytest.approx(float((before.summary != after.summary).double().mean()))
+    assert rows[20]["pairs_changed"] == pytest.approx(float((before.roles != after.roles).double().mean()))
     assert rows[20]["units_both"] == int((after.summary == UnitRole.BOTH).sum())
     assert rows[20]["pairs_train_only"] == pytest.approx(after.role_shares[UnitRole.TRAIN_ONLY])
     assert rows[20]["entropy_q50"] == pytest.approx(float(after.val.entropy.nanmean(0).nanquantile(0.5)), rel=1e-3)

@@ -192,6 +192,7 @@ export class App {
     try {
       const [steps, data] = await Promise.all([this.api.overview(this.run.name), instance.load()]);
       if (token !== this.token) return;
+      if (!steps.steps.length) throw new Error(`no analysis of the run “${this.run.name}” can be read. It may be from another version of the package.`);
       this.message.hidden = true;
       this.main.classList.remove('failed');
       this.drawCursor(this.time(steps));

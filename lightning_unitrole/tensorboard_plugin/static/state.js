@@ -13,7 +13,7 @@ const DEFAULTS = {
   sort: 'unit',
   colour: 'role',
   measure: 'entropy',
-  shares: 'units',
+  shares: 'pairs',
   axis: 'epoch',
   accuracy: 'accuracy',
   compared: '', // JSON list of runs; '' is the first few

@@ -23,7 +23,7 @@ export const ablation = {
     root.append(
       explain(
         'How many units the layer can do without',
-        'Units are switched off one after another. Where the loss is lowest with the most units off lies the turning point: units that are still on there are effective. If the ranking is right, the order that switches off the least effective units first keeps its accuracy longest; the area between it and the reverse order is the ranking gap.',
+        'Units are switched off one after another. Where the loss is lowest with the most units off lies the turning point: units that are still on there are effective. If the ranking is right, the order that switches off the least effective units first keeps its accuracy longest; the area between it and the reverse order is the ranking gap, shaded for validation. A ranking worth its name also beats a random order.',
       ),
       body,
     );
@@ -163,15 +163,24 @@ function area(curve) {
   return ablated.length > 1 ? sum / (ablated[ablated.length - 1] - ablated[0]) : accuracy[0];
 }
 
+const LITTLE = 0.02;
+
+function verdict(difference, overRandom) {
+  if (Number.isNaN(difference)) return 'the ranking is put to the test for all classes together';
+  if (difference < -LITTLE) return 'the ranking misleads here';
+  if (overRandom < -LITTLE) return 'a random order keeps more accuracy than this ranking';
+  return difference > LITTLE ? 'the ranking knows something' : 'the ranking tells next to nothing';
+}
+
 function sentences(ctx, curves, units, time) {
   const rows = [];
   for (const split of ['train', 'val']) {
     const least = curves.find((curve) => curve.split === split && curve.order === 'least_first');
     if (!least) continue;
     const total = least.ablated[least.ablated.length - 1];
-    const most = curves.find((curve) => curve.split === split && curve.order === 'most_first');
-    const difference = most ? area(least) - area(most) : NaN;
-    const verdict = !most ? '' : difference > 0.02 ? 'the ranking knows something' : difference < -0.02 ? 'the ranking misleads here' : 'the ranking tells next to nothing';
+    const order = (name) => curves.find((curve) => curve.split === split && curve.order === name);
+    const difference = order('most_first') ? area(least) - area(order('most_first')) : NaN;
+    const overRandom = order('random') ? area(least) - area(order('random')) : NaN;
     rows.push(
       h(
         'tr',
@@ -180,12 +189,14 @@ function sentences(ctx, curves, units, time) {
         h('td', {}, `${least.turning} of ${total} off`),
         h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
         h('td', {}, `${least.turning_accuracy} off`),
-        h('td', { class: difference < -0.02 ? 'warn' : null }, most ? `${signed(difference)}: ${verdict}` : 'measured for all classes together'),
+        h('td', { class: difference < -LITTLE ? 'warn' : null }, signed(difference)),
+        h('td', { class: overRandom < -LITTLE ? 'warn' : null }, signed(overRandom)),
+        h('td', {}, verdict(difference, overRandom)),
       ),
     );
   }
   return [
-    h('h3', {}, `${ctx.className(ctx.klass)} at ${ctx.when(time, time.at)}`),
-    h('table', { class: 'small' }, h('thead', {}, h('tr', {}, ['', 'turning point (loss)', 'effective units', 'turning point (accuracy)', 'ranking gap'].map((text) => h('th', {}, text)))), h('tbody', {}, rows)),
+    h('h3', {}, `${ctx.klass === 'all' ? 'All classes' : `Class ${ctx.className(ctx.klass)}`} at ${ctx.when(time, time.at)}`),
+    h('table', { class: 'small' }, h('thead', {}, h('tr', {}, ['', 'turning point (loss)', 'effective units', 'turning point (accuracy)', 'ranking gap', 'over a random order', ''].map((text) => h('th', {}, text)))), h('tbody', {}, rows)),
   ];
 }

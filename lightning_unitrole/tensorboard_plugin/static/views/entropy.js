@@ -113,7 +113,7 @@ function distribution(ctx, root, data, time, measure) {
       marks: (x, y) => bars(counted, totals, x, y, low, high),
     }),
     medians(ctx, groups, measure),
-    missing > 0 && h('p', { class: 'note' }, `${plural(missing, 'unit')} without a value: no map of theirs has a birth point.`),
+    h('p', { class: 'note', hidden: !missing }, `${plural(missing, 'unit')} without a value: no map of theirs has a birth point.`),
   );
 }
 

@@ -9,6 +9,13 @@ const SHARES = 84;
 const CHANGES = 30;
 const GAP = 8;
 
+// The choice between the two ways to count, here and in the comparison of runs.
+export const SHARES_OF = [
+  ['pairs', 'units × classes', 'Every unit counts once for each class'],
+  ['units', 'units', 'Every unit counts once, with the role it has in most classes'],
+];
+export const changedColumn = (pairs) => (pairs ? 'pairs_changed' : 'units_changed');
+
 export const overview = {
   id: 'overview',
   tab: 'Overview',
@@ -31,7 +38,10 @@ export function read(ctx, data) {
 
 // Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
 export function stack(table, t, layer, original, pairs) {
-  if (pairs) return REAL_ROLES.map((code) => [code, table.at(t, layer, `pairs_${NAMES[code]}`)]);
+  if (pairs) {
+    const left = table.at(t, layer, 'present') / original;
+    return [...REAL_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${NAMES[code]}`)]), [ROLE.REMOVED, 1 - left]];
+  }
   const counts = REAL_ROLES.map((code) => [code, table.at(t, layer, `units_${NAMES[code]}`)]);
   const present = table.at(t, layer, 'present');
   if (!Number.isFinite(counts[0][1])) return [];
@@ -42,18 +52,18 @@ export function stack(table, t, layer, original, pairs) {
 function draw(ctx, root, table) {
   const { time } = table;
   const pairs = ctx.state.get('shares') === 'pairs';
-  const highest = Math.max(0.05, ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, 'changed') || 0)));
+  const highest = Math.max(0.05, ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, changedColumn(pairs)) || 0)));
   const top = [0.05, 0.1, 0.25, 0.5, 1].find((limit) => limit >= highest);
   root.replaceChildren(
     explain(
       'How the roles of each layer’s units shift',
-      'Each column is one analysis, split by the share of units that have each role. The bars below it say what share of the units changed role since the analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a layer to see its units.',
+      'Each column is one analysis, split by the shares of the roles: every unit counts once for each class, or once in all with the role it has in most classes. The bars below say what share changed role since the analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a layer to see its units.',
     ),
     h(
       'div',
       { class: 'options' },
       legend(ctx, codesOf(ctx, table, pairs)),
-      choice('Shares of', [['units', 'units', 'Each unit counts once, with the role it has in most classes'], ['pairs', 'unit × class', 'Each unit counts once for every class']], ctx.state.get('shares'), (shares) => ctx.set({ shares })),
+      choice('Shares of', SHARES_OF, ctx.state.get('shares'), (shares) => ctx.set({ shares })),
     ),
   );
   const list = h('div', { class: 'layers' });
@@ -72,7 +82,7 @@ function draw(ctx, root, table) {
           h('small', {}, `${plural(layer.units, 'unit')}, ${layer.map_size.join(' × ')} maps`),
         ),
         picture,
-        facts(ctx, table, place, layer),
+        facts(ctx, table, place, layer, pairs),
       ),
     );
     const width = Math.max(200, picture.clientWidth);
@@ -111,7 +121,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
       areas.set(code, (areas.get(code) || '') + edge);
       filled += share;
     }
-    const changed = table.at(t, place, 'changed');
+    const changed = table.at(t, place, changedColumn(pairs));
     if (changed > 0) bars += `M${(x(t) + step * 0.12).toFixed(2)},${base}v${((-changed / top) * CHANGES).toFixed(2)}h${(step * 0.76).toFixed(2)}V${base}Z`;
   }
   const ticks = analysisTicks(time.labels, Math.max(2, Math.floor((count * step) / 70)));
@@ -147,7 +157,7 @@ function describe(ctx, table, t, place, layer, pairs) {
     .filter(([, share]) => share > 0)
     .map(([code, share]) => h('div', {}, h('i', { class: 'swatch', style: `background: var(--role-${code})` }), `${ctx.role(code).label} ${percent(share, 1)}`))
     .reverse();
-  const changed = table.at(t, place, 'changed');
+  const changed = table.at(t, place, changedColumn(pairs));
   return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
 }
 
@@ -176,13 +186,13 @@ function band(ctx, table, place, width) {
 }
 
 // What the cursor says of the layer.
-function facts(ctx, table, place, layer) {
+function facts(ctx, table, place, layer, pairs) {
   const t = table.time.at;
   const value = (column) => table.at(t, place, column);
   const present = value('present');
   const gap = value('ranking_gap');
   const rows = [
-    ['changed role', percent(value('changed'), 1), 'Share of the units whose role differs from the analysis before'],
+    ['changed role', percent(value(changedColumn(pairs)), 1), 'Share whose role differs from the analysis before'],
     ['median entropy', `${decimal(value('entropy_q50'))} nats`, 'Feature entropy on validation images, over the units'],
     Number.isFinite(gap) && ['ranking gap', signed(gap), gap >= 0 ? 'Positive: ablating by this ranking hurts less than the reverse' : 'Negative: the ranking misleads in this layer'],
     Number.isFinite(value('turning_val')) && ['effective', percent(1 - value('turning_val')), 'Units that stand at the turning point, on validation images'],

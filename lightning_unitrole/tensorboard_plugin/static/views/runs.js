@@ -1,8 +1,8 @@
 // Runs side by side, by shares alone: unit 7 of one run has nothing to do with unit 7 of another.
 import { chart, niceTicks, roundDomain } from '../charts.js';
-import { decimal, h, percent, plural, select, svg } from '../dom.js';
+import { choice, decimal, h, percent, plural, select, svg } from '../dom.js';
 import { REAL_ROLES } from '../palette.js';
-import { read } from './overview.js';
+import { changedColumn, read, SHARES_OF } from './overview.js';
 import { explain, nothing, swatch } from './parts.js';
 
 const AT_FIRST = 6;
@@ -19,7 +19,7 @@ export const runs = {
     root.append(
       explain(
         'Runs compared by their shares of roles',
-        'Unit numbers do not correspond between runs, so only shares are compared: of the units that are still there, how many have each role in most classes. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor, which moves along the run chosen above.',
+        'Unit numbers do not correspond between runs, so only shares are compared, those of the units that are still there. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor, which moves along the run chosen above.',
       ),
       body,
     );
@@ -52,11 +52,12 @@ function draw(ctx, body, loaded) {
     'div',
     { class: 'options' },
     select('Layer', options, scope, (value) => ctx.set({ scope: value === ALL ? '' : value })),
+    choice('Shares of', SHARES_OF, ctx.state.get('shares'), (shares) => ctx.set({ shares })),
   );
   const side = chooser(ctx, loaded);
   const main = h('div', { class: 'run-charts' });
   body.replaceChildren(side, h('div', { class: 'run-main' }, head, main));
-  const lines = loaded.map(({ run, table }) => line(ctx, run, table, scope)).filter(Boolean);
+  const lines = loaded.map(({ run, table }) => line(ctx, run, table, scope)).filter((found) => found && found.points.length);
   if (!lines.length) return main.append(nothing('Choose a run that has this layer.'));
   const width = Math.max(240, Math.floor((main.clientWidth - 36) / (main.clientWidth > 1100 ? 3 : main.clientWidth > 640 ? 2 : 1)) - 28);
   const panels = [
@@ -70,6 +71,7 @@ function draw(ctx, body, loaded) {
 
 // One run: its points, each a weighted mean over the layers in question.
 function line(ctx, run, table, scope) {
+  const pairs = ctx.state.get('shares') === 'pairs';
   const places = run.layers.map((layer, place) => [layer, place]).filter(([layer]) => scope === ALL || layer.name === scope);
   if (!places.length) return null;
   const mean = (t, value) => {
@@ -89,9 +91,9 @@ function line(ctx, run, table, scope) {
     x: label,
     step: table.time.steps[t],
     epoch: table.time.epochs[t],
-    changed: mean(t, (s, place) => table.at(s, place, 'changed')),
+    changed: mean(t, (s, place) => table.at(s, place, changedColumn(pairs))),
     entropy: mean(t, (s, place) => table.at(s, place, 'entropy_q50')),
-    ...Object.fromEntries(Object.values(NAMES).map((name) => [name, mean(t, (s, place, present) => table.at(s, place, `units_${name}`) / present)])),
+    ...Object.fromEntries(Object.values(NAMES).map((name) => [name, mean(t, (s, place, present) => (pairs ? table.at(s, place, `pairs_${name}`) : table.at(s, place, `units_${name}`) / present))])),
   }));
   return { run, points, ...ctx.palette.run(ctx.index.indexOf(run)) };
 }
