@@ -98,6 +98,7 @@ def main() -> None:
         images_per_class=arguments.images_per_class,
         ablation_points=arguments.ablation_points,
         every_n_epochs=arguments.every_n_epochs,
+        compare_criteria="end",
     )
     logger = pl.loggers.TensorBoardLogger(arguments.log_dir, name="digits")
     trainer = pl.Trainer(

@@ -31,6 +31,7 @@ from lightning_unitrole.results import CriteriaComparison, UnitReport
 STATE_VERSION = 1
 
 ForwardFn = Callable[[pl.LightningModule, Any], Any]
+_WHEN = ("never", "suspect", "end", "every")
 _COLLECTIONS = (list, tuple, dict, CombinedLoader)
 
 
@@ -72,9 +73,9 @@ class UnitRoleMonitor(pl.Callback):
         forward_fn: function from the LightningModule and the inputs to the logits, where calling the module does not
             give them.
         val_dataloader_idx: which of several validation loaders to analyse.
-        compare_criteria: compare all criteria in every epoch that is analysed, and draw their curves for TensorBoard.
-            Where the ranking turns out no better than a random order, this is done once at the end in any case, to
-            name a better criterion.
+        compare_criteria: when to compare all criteria, draw their curves for TensorBoard and name a better criterion:
+            ``"suspect"``, at the end of training, for the layers whose ranking is no better than a random order;
+            ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
 
     Attributes:
@@ -109,7 +110,7 @@ class UnitRoleMonitor(pl.Callback):
         score_fn: ScoreFn | None = None,
         forward_fn: ForwardFn | None = None,
         val_dataloader_idx: int = 0,
-        compare_criteria: bool = False,
+        compare_criteria: str = "suspect",
         log_figures: bool = True,
     ) -> None:
         super().__init__()
@@ -129,6 +130,8 @@ class UnitRoleMonitor(pl.Callback):
         )
         if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise SettingError(f"every_n_epochs={every_n_epochs!r}; expected an integer of at least 1.")
+        if compare_criteria not in _WHEN:
+            raise SettingError(f"compare_criteria={compare_criteria!r}; expected one of {', '.join(_WHEN)}.")
         self.every_n_epochs = every_n_epochs
         self.train_data = train_data
         self.forward_fn = forward_fn
@@ -237,7 +240,7 @@ class UnitRoleMonitor(pl.Callback):
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
             if trainer.is_global_zero:
                 self._logs.log(report, trainer.loggers, before=before)
-            if self.compare_criteria:
+            if self.compare_criteria == "every":
                 self._compare(trainer, list(report.layers))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -322,10 +325,13 @@ class UnitRoleMonitor(pl.Callback):
         return comparison
 
     def _question_ranking(self, trainer: pl.Trainer) -> None:
-        suspects = [] if self.report is None or self._val_probe is None else misleading_layers(self.report)
-        if suspects and self.report is not None:
-            comparison = self._compare(trainer, suspects)
-            self._warn_once(misleading_ranking(self.report, comparison), trainer)
+        if self.report is None or self._val_probe is None or self.compare_criteria == "never":
+            return
+        suspects = misleading_layers(self.report)
+        layers = list(self.report.layers) if self.compare_criteria == "end" else suspects
+        comparison = self._compare(trainer, layers) if layers else None
+        if comparison is not None and suspects:
+            self._warn_once(misleading_ranking(self.report, comparison.only(suspects)), trainer)
 
     def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
         if message is not None and message not in self._warned:

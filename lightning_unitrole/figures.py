@@ -53,9 +53,12 @@ def ablation_figure(layer: LayerReport) -> Figure:
         at = float(least.accuracy[least.ablated == turn][0])
         axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
         axis.axvline(turn, color=_LEAST, linestyle=":", linewidth=1)
-        axis.annotate(f"turning point {turn}", (turn, at), xytext=(5, 7), textcoords="offset points", fontsize=9)
+        side, align = (5, "left") if turn <= layer.num_units / 2 else (-5, "right")
+        label = f"turning point {turn}"
+        axis.annotate(label, (turn, at), xytext=(side, 7), textcoords="offset points", ha=align, fontsize=9)
         axis.set_title(f"{title}, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
         axis.set_xlabel(f"units switched off, of {layer.num_units}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(-0.03, 1.18)
     axes[0].set_ylabel("accuracy")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -91,6 +94,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     if classes <= 40:
         axis.set_yticks(range(classes), [str(name) for name in class_names], fontsize=8)
     axis.set_ylabel("class")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("units, those effective for most classes first")
     shares = layer.role_shares
     handles = [
@@ -108,7 +112,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     The ranking gap is the area under the least-first curve minus that under the most-first one: the larger, the more a
     criterion knows of this layer.
     """
-    figure = _figure(width=8.0, height=3.6)
+    figure = _figure(width=8.0, height=4.0)
     axis, beside = figure.subplots(1, 2, width_ratios=[1.0, 0.8])
     ranked = sorted(curves.items(), key=lambda item: -item[1].ranking_gap)
     for (name, found), color in zip(ranked, itertools.cycle(_CRITERION_COLORS)):
@@ -117,7 +121,9 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     axis.set_xlabel("units switched off, least effective first")
     axis.set_ylabel("accuracy")
     axis.set_ylim(-0.03, 1.05)
-    axis.legend(fontsize=8, frameon=False, loc="lower left")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, fontsize=8, frameon=False, loc="outside lower center")
     beside.axis("off")
     cells = [
         [name, f"{found.least_first.area:.3f}", f"{found.most_first.area:.3f}", f"{found.ranking_gap:+.3f}"]
@@ -132,7 +138,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
-    table.scale(1, 1.5)
+    table.scale(1, 1.8)
     figure.suptitle(f"{layer}: which ranking to trust", fontsize=11)
     return figure
 

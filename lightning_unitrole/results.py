@@ -357,6 +357,10 @@ class CriteriaComparison:
 
     layers: Mapping[str, Mapping[str, CriterionCurves]]
 
+    def only(self, layers: Sequence[str]) -> CriteriaComparison:
+        """The same for some of the layers."""
+        return CriteriaComparison({layer: self.layers[layer] for layer in layers})
+
     def best(self) -> str | None:
         """Name of the criterion with the largest mean ranking gap over the layers; None if the random control wins."""
         names = next(iter(self.layers.values())).keys()

@@ -232,8 +232,9 @@ def test_a_ranking_no_better_than_chance_is_said_once_with_a_better_criterion() 
     assert "pass criterion=" in said or "No other criterion does better" in said
 
 
-def test_criteria_are_compared_in_tensorboard(tmp_path: Path) -> None:
-    watched = monitor(compare_criteria=True, layers="net.7")
+@pytest.mark.parametrize("when", ["end", "every"])
+def test_criteria_are_compared_in_tensorboard(tmp_path: Path, when: str) -> None:
+    watched = monitor(compare_criteria=when, layers="net.7")
     fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
     assert "unitrole/net.7/criteria" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
 
@@ -360,6 +361,7 @@ def test_a_backend_that_cannot_run_fails_before_training() -> None:
         ({"criterion": "entropy"}, r"criterion='entropy' is not known; expected one of feature_entropy"),
         ({"backend": "cuda"}, r"backend='cuda'; expected one of auto"),
         ({"class_names": ["a"], "num_classes": 2}, r"class_names has 1 entries and num_classes=2"),
+        ({"compare_criteria": "often"}, r"compare_criteria='often'; expected one of never, suspect, end, every"),
         ({"group_fn": len}, r"group_fn is given without num_classes"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
