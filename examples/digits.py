@@ -108,9 +108,8 @@ def main() -> None:
         log_every_n_steps=10,
     )
     trainer.fit(SmallVGG(), train, val)
-    print(
-        f"\nTensorBoard's files are in {logger.log_dir}. To look at them:\n\n    tensorboard --logdir {arguments.log_dir}\n"
-    )
+    print(f"\nTensorBoard's files are in {logger.log_dir}. To look at them:")
+    print(f"\n    tensorboard --logdir {arguments.log_dir}\n")
 
 
 if __name__ == "__main__":

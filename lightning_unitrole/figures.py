@@ -58,7 +58,7 @@ def ablation_figure(layer: LayerReport) -> Figure:
         axis.annotate(label, (turn, at), xytext=(side, 7), textcoords="offset points", ha=align, fontsize=9)
         axis.set_title(f"{title}, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
         axis.set_xlabel(f"units switched off, of {layer.num_units}")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
         axis.set_ylim(-0.03, 1.18)
     axes[0].set_ylabel("accuracy")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -94,7 +94,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     if classes <= 40:
         axis.set_yticks(range(classes), [str(name) for name in class_names], fontsize=8)
     axis.set_ylabel("class")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("units, those effective for most classes first")
     shares = layer.role_shares
     handles = [
@@ -121,7 +121,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     axis.set_xlabel("units switched off, least effective first")
     axis.set_ylabel("accuracy")
     axis.set_ylim(-0.03, 1.05)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4, fontsize=8, frameon=False, loc="outside lower center")
     beside.axis("off")

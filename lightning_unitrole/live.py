@@ -66,8 +66,8 @@ class LiveRecording:
         groups = batch_groups(targets, count_images(inputs), self.analysis.num_classes, settings.group_fn)
         if self._short:
             raise DataError(
-                "A validation batch that was not the last one was short of images, so they cannot be told apart by their "
-                "position. Does collate_fn drop some? Drop them from the dataset instead."
+                "A validation batch that was not the last one was short of images, so they cannot be told apart by "
+                "their position. Does collate_fn drop some? Drop them from the dataset instead."
             )
         self._short = len(groups) != self.loader.batch_size
         every = runtime.gather(groups.to(runtime.device)).T.flatten()
