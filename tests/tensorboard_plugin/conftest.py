@@ -93,10 +93,21 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session", params=["true", "false"], ids=["fast loader", "slow loader"])
-def server(request: pytest.FixtureRequest, logs: Path) -> Iterator[str]:
-    with tensorboard(logs, "--load_fast", request.param, runs=4) as address:
+@pytest.fixture(scope="session")
+def fast(logs: Path) -> Iterator[str]:
+    with tensorboard(logs, "--load_fast", "true", runs=4) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def slow(logs: Path) -> Iterator[str]:
+    with tensorboard(logs, "--load_fast", "false", runs=4) as address:
+        yield address
+
+
+@pytest.fixture(params=["fast", "slow"], ids=["fast loader", "slow loader"])
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="session")

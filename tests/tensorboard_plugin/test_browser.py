@@ -39,15 +39,15 @@ def test_every_view_draws(driver: Any, server: str) -> None:
     assert page.errors() == []
 
 
-def test_both_themes_colour_the_raster(driver: Any, server: str) -> None:
+def test_both_themes_colour_the_raster(driver: Any, fast: str) -> None:
     for dark, colours in ((False, LIGHT), (True, DARK)):
-        seen = Page(driver, server, dark=dark, run="baseline", view="units").raster()
+        seen = Page(driver, fast, dark=dark, run="baseline", view="units").raster()
         assert all(seen.get(colour, 0) > 100 for colour in colours.values())
 
 
-def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, server: str) -> None:
-    _, layer = unpack(get(f"{server}/data/plugin/unit_roles/layer?run=baseline&layer=1&fields=roles"))
-    page = Page(driver, server, run="baseline", layer="features.3", view="units", sort="changes", rows="4")
+def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, fast: str) -> None:
+    _, layer = unpack(get(f"{fast}/data/plugin/unit_roles/layer?run=baseline&layer=1&fields=roles"))
+    page = Page(driver, fast, run="baseline", layer="features.3", view="units", sort="changes", rows="4")
     drawn = page.raster()
     logged = {name: int((layer["roles"] == code).sum()) for name, code in (("both", 3), ("train_only", 1))}
     assert drawn[LIGHT["both"]] / drawn[LIGHT["train_only"]] == pytest.approx(
@@ -55,10 +55,10 @@ def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, serve
     )
 
 
-def test_the_cursor_moves_by_keyboard_and_stays_in_the_address(driver: Any, server: str) -> None:
+def test_the_cursor_moves_by_keyboard_and_stays_in_the_address(driver: Any, fast: str) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    page = Page(driver, server, run="baseline")
+    page = Page(driver, fast, run="baseline")
     assert f"epoch {EPOCHS - 1}" in page.text(".readout")
     assert "the latest" in page.text(".readout")
     page.press(Keys.ARROW_LEFT)
@@ -77,8 +77,19 @@ def test_the_cursor_moves_by_keyboard_and_stays_in_the_address(driver: Any, serv
     assert "epoch 0" in page.text(".readout")
 
 
-def test_the_address_survives_a_visit_to_another_tab(driver: Any, server: str) -> None:
-    page = Page(driver, server, run="pruned", view="entropy")
+def test_a_redraw_leaves_the_focus_where_it_is(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="baseline", view="entropy")
+    page.js("document.querySelector('.view-entropy input[value=selective]').focus()")
+    page.press(" ")
+    assert "selective rate" in page.text(".view-entropy .split")
+    assert page.js("return document.activeElement.value") == "selective"
+    page.js("document.querySelector('select[aria-label=Layer]').focus()")
+    page.press("\ue013")  # arrow up
+    assert page.js("return [window.unitRoles.layer.name, document.activeElement.ariaLabel]") == ["features.0", "Layer"]
+
+
+def test_the_address_survives_a_visit_to_another_tab(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="pruned", view="entropy")
     page.show(view="unit", unit="3")
     wait_for("the address", lambda: "p.unit_roles.unit=3" in page.address())
     page.js("parent.tensorboard.tf_storage.setString('__tab__', 'scalars', {})")
@@ -101,10 +112,10 @@ def test_a_click_on_a_cell_of_the_matrix_filters_the_raster(driver: Any, server:
     assert "of 48 units" not in page.text(".view-units .caption")
 
 
-def test_a_click_on_the_raster_chooses_a_unit_and_enter_inspects_it(driver: Any, server: str) -> None:
+def test_a_click_on_the_raster_chooses_a_unit_and_enter_inspects_it(driver: Any, fast: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
-    page = Page(driver, server, run="baseline", layer="features.0", view="units")
+    page = Page(driver, fast, run="baseline", layer="features.0", view="units")
     raster = page.find(".view-units .raster")[0]
     ActionChains(driver).move_to_element(raster).click().perform()
     page.drawn()
@@ -117,14 +128,14 @@ def test_a_click_on_the_raster_chooses_a_unit_and_enter_inspects_it(driver: Any,
     assert page.js("return document.querySelector('.unit-picker input').value") == str(unit + 1)
 
 
-def test_removed_units_are_shown_as_removed(driver: Any, server: str) -> None:
-    page = Page(driver, server, run="pruned", layer="features.3", view="transitions")
+def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="pruned", layer="features.3", view="transitions")
     assert "Removed" in page.text(".view-transitions thead")
-    assert "36 of 48" in Page(driver, server, run="pruned").text(".view-overview")
+    assert "36 of 48" in Page(driver, fast, run="pruned").text(".view-overview")
 
 
-def test_without_ablation_there_is_still_entropy(driver: Any, server: str) -> None:
-    page = Page(driver, server, run="without_ablation")
+def test_without_ablation_there_is_still_entropy(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="without_ablation")
     assert "median and quartiles of the feature entropy" in page.text(".view-overview .layers") or page.js(
         "return document.querySelector('.view-overview .axis-label').textContent"
     ).startswith("epoch · no ablation")
@@ -138,8 +149,8 @@ def test_without_ablation_there_is_still_entropy(driver: Any, server: str) -> No
     assert page.errors() == []
 
 
-def test_markup_in_names_stays_text(driver: Any, server: str) -> None:
-    page = Page(driver, server, run=f"zz {MARKUP}", klass="0")
+def test_markup_in_names_stays_text(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run=f"zz {MARKUP}", klass="0")
     for view in VIEWS:
         page.show(view=view)
         assert page.js("return document.querySelectorAll('img').length") == 0
@@ -147,8 +158,8 @@ def test_markup_in_names_stays_text(driver: Any, server: str) -> None:
     assert page.js("return window.harmed === undefined && parent.harmed === undefined")
 
 
-def test_an_odd_address_does_no_harm(driver: Any, server: str) -> None:
-    page = Page(driver, server, view="nowhere", run="none", layer="none", klass="99", step="x", unit="-4", rows="many")
+def test_an_odd_address_does_no_harm(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, view="nowhere", run="none", layer="none", klass="99", step="x", unit="-4", rows="many")
     for view in VIEWS:
         page.show(view=view, unit="100000", filter="9-9", compared="{")
         assert page.js("return window.unitRoles.message.hidden")

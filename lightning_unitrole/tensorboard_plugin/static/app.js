@@ -1,7 +1,7 @@
 // The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
 import { Api } from './api.js';
 import { indexOf } from './derive.js';
-import { choice, h, plural, select, whole } from './dom.js';
+import { choice, h, keepFocus, plural, select, whole } from './dom.js';
 import { watchDarkMode, watchReload } from './host.js';
 import { Palette, ROLE } from './palette.js';
 import { State } from './state.js';
@@ -98,7 +98,8 @@ export class App {
       const key = (run) => JSON.stringify(run);
       const before = new Set(this.index.map(key));
       const unchanged = new Set(index.filter((run) => before.has(key(run))).map((run) => run.name));
-      if (this.index.length === index.length && unchanged.size === index.length && index.length) return;
+      const same = this.index.length === index.length && unchanged.size === index.length && index.length > 0;
+      if (same && !this.main.classList.contains('failed')) return;
       this.api.forget(unchanged);
       this.index = index;
       this.loaded = true;
@@ -197,7 +198,7 @@ export class App {
       this.main.classList.remove('failed');
       this.drawCursor(this.time(steps));
       const start = performance.now();
-      instance.draw(data);
+      keepFocus(() => instance.draw(data));
       panel.getBoundingClientRect(); // so that the layout is part of the measured time
       this.keep(this.timings, view.id, performance.now() - start);
       this.keep(this.loads, view.id, performance.now() - asked);
@@ -242,7 +243,7 @@ export class App {
     const signature = JSON.stringify([view.id, run, layer.name, klass, this.index.map(({ name }) => name)]);
     if (this.controls.dataset.signature === signature) return; // keeps the focus where it is
     this.controls.dataset.signature = signature;
-    this.controls.replaceChildren(...fields);
+    keepFocus(() => this.controls.replaceChildren(...fields));
     this.controls.hidden = fields.length === 0;
   }
 

@@ -51,8 +51,35 @@ export function count(roles, units, at) {
   return counts;
 }
 
-// Quantiles of the finite values of one row.
+// Quantiles of the finite values of one row. Long rows are counted instead of sorted: with so many bins that the
+// error is that of the half-precision numbers themselves, and many times as fast.
+const MANY = 512;
+const FINE = 4096;
+const counts = new Uint32Array(FINE);
+
+function countedQuantiles(row, shares) {
+  const [low, high] = extent(row);
+  const scale = (FINE - 1) / (high - low || 1);
+  let total = 0;
+  counts.fill(0);
+  for (const value of row) {
+    if (value !== value) continue; // NaN
+    counts[Math.round((value - low) * scale)]++;
+    total++;
+  }
+  if (!total) return shares.map(() => NaN);
+  const found = [];
+  let bin = 0;
+  let passed = counts[0];
+  for (const share of shares) {
+    while (passed <= share * (total - 1)) passed += counts[++bin];
+    found.push(low + bin / scale);
+  }
+  return found;
+}
+
 export function quantiles(row, shares) {
+  if (row.length > MANY) return countedQuantiles(row, shares);
   const finite = row.filter(Number.isFinite).sort();
   if (!finite.length) return shares.map(() => NaN);
   return shares.map((share) => {

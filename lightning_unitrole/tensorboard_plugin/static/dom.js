@@ -71,6 +71,22 @@ export function select(label, options, value, onchange, attributes = {}) {
   return h('label', { class: 'field' }, h('span', {}, label), element);
 }
 
+// Redraw without taking the focus away from who uses the keyboard: the same control, made anew, gets it back.
+export function keepFocus(redraw) {
+  const focused = document.activeElement;
+  const selector = focused && focused !== document.body && describe(focused);
+  redraw();
+  if (!selector || focused.isConnected) return;
+  const again = [...document.querySelectorAll(selector)].find((element) => element.getClientRects().length);
+  if (again) again.focus({ preventScroll: true });
+}
+
+function describe(element) {
+  const tag = element.tagName.toLowerCase();
+  const known = ['data-cell', 'aria-label', 'name', 'value', 'title'].filter((name) => element.getAttribute(name));
+  return known.length ? tag + known.map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`).join('') : null;
+}
+
 export const percent = (share, digits = 0) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : '–');
 export const decimal = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
 export const signed = (value, digits = 2) => (Number.isFinite(value) ? `${value >= 0 ? '+' : '−'}${Math.abs(value).toFixed(digits)}` : '–');
