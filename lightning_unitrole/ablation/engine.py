@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import islice
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_unitrole.ablation.scores import ScoreFn, check_classification, score_images
 from lightning_unitrole.ablation.tape import Tape, UnreplayableError, record
+from lightning_unitrole.ablation.verification import Replay, replay_in_batches, verify
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.forwards import batch_size, map_tensors, take_rows, tensors_in, undisturbed
 from lightning_unitrole.units import UnitLayer, UnitTap
@@ -35,15 +35,6 @@ class AblationRequest:
 
     order: Tensor
     group: int | None = None
-
-
-class Replay(IntEnum):
-    """How far a recorded forward pass may be taken apart, the best first."""
-
-    ANY_ROWS = 0
-    BATCH_SIZED = 1  # the number of rows is written into the recording
-    WHOLE_BATCH = 2  # images of a batch influence one another
-    NONE = 3  # only running the whole model is right
 
 
 @dataclass
@@ -199,30 +190,8 @@ class AblationEngine:
     def _verified(self, tape: Tape, inputs: Any) -> Replay:
         size = tape.num_rows
         if size not in self._levels:
-            self._levels[size] = self._verify(tape, inputs)
+            self._levels[size] = verify(tape, inputs, self._run)
         return self._levels[size]
-
-    def _verify(self, tape: Tape, inputs: Any) -> Replay:
-        """Compare the recording with the whole model: on three images, if they can be taken out of the batch.
-
-        The replay gets six rows, which shows a batch size that is written into the recording, unless that is six. Every
-        second row is another ablation, which shows whether rows influence one another.
-        """
-        size, units = tape.num_rows, self.layer.num_units
-        count = 4 if size == 6 else 3
-        off = torch.rand(2 * count, units, generator=torch.Generator().manual_seed(0)) < 0.5
-        off = off.to(tape.maps.device)
-        if batch_size(inputs) == size:
-            rows = torch.tensor([size - 1, 0, size // 2, 0])[:count].to(tape.maps.device)
-            expected = self._run(take_rows(inputs, rows), off[::2])
-            twice = rows.repeat_interleave(2)
-            if _agree(lambda: _every_second(tape.replay(off, twice), 2 * count), expected):
-                return Replay.ANY_ROWS
-            if _agree(lambda: _every_second(_replay_in_batches(tape, off, twice), 2 * count), expected):
-                return Replay.BATCH_SIZED
-        if _agree(lambda: tape.replay(off[:1]), self._run(inputs, off[:1])):
-            return Replay.WHOLE_BATCH
-        return Replay.NONE
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
@@ -283,7 +252,7 @@ class AblationEngine:
                 if whole:
                     outputs = batch.tape.replay(off)
                 elif batch.replay is Replay.BATCH_SIZED:
-                    outputs = _replay_in_batches(batch.tape, off, rows[piece])
+                    outputs = replay_in_batches(batch.tape, off, rows[piece])
                 else:
                     outputs = batch.tape.replay(off, rows[piece])
             except torch.cuda.OutOfMemoryError:
@@ -336,55 +305,6 @@ class _Job:
     request: int
     number: int
     rows: Tensor
-
-
-def _replay_in_batches(tape: Tape, off: Tensor, rows: Tensor) -> Any:
-    """Replay any number of rows in pieces of exactly the size of the recorded batch, the last one filled up."""
-    size = tape.num_rows
-    filled = torch.arange(-(-len(rows) // size) * size, device=rows.device).clamp(max=len(rows) - 1)
-    pieces = [tape.replay(off[part], rows[part]) for part in torch.split(filled, size)]
-    parts = zip(*(tensors_in(piece) for piece in pieces), strict=True)
-    joined = iter([torch.cat(part)[: len(rows)] if part[0].dim() else part[0] for part in parts])
-    return map_tensors(pieces[0], lambda _: next(joined))
-
-
-def _every_second(outputs: Any, num_rows: int) -> Any:
-    return map_tensors(outputs, lambda tensor: tensor[::2] if tensor.dim() and len(tensor) == num_rows else tensor)
-
-
-def _agree(replay: Callable[[], Any], expected: Any) -> bool:
-    """Whether replayed outputs are those of the whole model, up to rounding."""
-    try:
-        outputs = replay()
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError):  # a shape written into the recording does not fit
-        return False
-    pairs = list(zip(tensors_in(outputs), tensors_in(expected), strict=True))
-    for got, wanted in pairs:
-        if got.shape != wanted.shape:
-            return False
-        if wanted.is_floating_point() and not torch.allclose(got, wanted, 0.0, _tolerance(wanted), equal_nan=True):
-            return False
-    return True
-
-
-def _tolerance(wanted: Tensor) -> float:
-    """How far equal outputs may be apart: convolutions round differently for other batch sizes.
-
-    Where images, or ablations, hardly differ from one another, the difference must still be told from rounding.
-    """
-    if not wanted.numel():
-        return 0.0
-    least, most = 5e-2, 5e-2
-    if wanted.dtype is torch.float64:
-        least, most = 1e-11, 1e-9
-    elif wanted.dtype is torch.float32:
-        least, most = 1e-3 if wanted.is_cuda else 1e-5, 1e-3  # TF32 is the default of CUDA convolutions
-    finite = wanted.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    scale = float(finite.abs().max())
-    spread = float((finite.amax(0) - finite.amin(0)).max()) if finite.dim() else 0.0
-    return min(max(0.05 * spread, least * scale), most * scale)
 
 
 def _unpack(entry: Sequence[Any]) -> tuple[Any, Any, Tensor | None]:
