@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from lightning_unitrole.progress import trainer_progress
 from lightning_unitrole.results import CriteriaComparison, UnitReport
 
 STATE_VERSION = 1
+_log = logging.getLogger(__name__)
 
 ForwardFn = Callable[[pl.LightningModule, Any], Any]
 _WHEN = ("never", "suspect", "end", "every")
@@ -348,11 +350,14 @@ class UnitRoleMonitor(pl.Callback):
             raise
         except Exception as error:
             self._stop_recording()
+            _log.debug("The analysis failed.", exc_info=error)
             self._warn_once(f"Unit roles could not be analysed, and training goes on. {_in_words(error)}", trainer)
 
 
 def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, UnitRoleError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, UnitRoleError):
+        return str(error)
+    return f"{type(error).__name__}: {error}. The logger {__name__!r} tells more at level DEBUG."
 
 
 def _training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:

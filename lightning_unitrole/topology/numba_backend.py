@@ -66,6 +66,8 @@ def count(maps: Tensor, groups: Tensor, counts: Tensor, non_finite: Tensor, step
     if steps == 0 or maps.numel() == 0:
         return False
     images = (groups >= 0).nonzero().squeeze(1)
+    if len(images) == 0:
+        return True
     births = _births(maps.detach(), images.numpy(), steps)
     _kernels().add(births, groups[images].numpy(), counts.detach().numpy(), non_finite.detach().numpy())
     return True
