@@ -89,6 +89,10 @@ function describe(element) {
 
 export const percent = (share, digits = 0) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : '–');
 export const decimal = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
-export const signed = (value, digits = 2) => (Number.isFinite(value) ? `${value >= 0 ? '+' : '−'}${Math.abs(value).toFixed(digits)}` : '–');
+export function signed(value, digits = 2) {
+  if (!Number.isFinite(value)) return '–';
+  const text = Math.abs(value).toFixed(digits);
+  return Number(text) === 0 ? text : `${value > 0 ? '+' : '−'}${text}`;
+}
 export const whole = (value) => Number(value).toLocaleString('en-US');
 export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;

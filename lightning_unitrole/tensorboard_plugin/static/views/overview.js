@@ -5,6 +5,7 @@ import { REAL_ROLES, ROLE, STACK } from '../palette.js';
 import { explain, legend } from './parts.js';
 
 const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
+const LITTLE = 0.02; // a ranking gap that may be chance
 const SHARES = 84;
 const CHANGES = 30;
 const GAP = 8;
@@ -53,7 +54,7 @@ function draw(ctx, root, table) {
   const { time } = table;
   const pairs = ctx.state.get('shares') === 'pairs';
   const highest = Math.max(0.05, ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, changedColumn(pairs)) || 0)));
-  const top = [0.05, 0.1, 0.25, 0.5, 1].find((limit) => limit >= highest);
+  const top = [0.05, 0.1, 0.25, 0.5, 0.75, 1].find((limit) => limit >= highest);
   root.replaceChildren(
     explain(
       'How the roles of each layer’s units shift',
@@ -201,6 +202,6 @@ function facts(ctx, table, place, layer, pairs) {
   return h(
     'dl',
     { class: 'facts' },
-    rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', { class: name === 'ranking gap' && gap < 0 ? 'warn' : null }, text)]),
+    rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', { class: name === 'ranking gap' && gap < -LITTLE ? 'warn' : null }, text)]),
   );
 }
