@@ -1,13 +1,14 @@
 """What a birth point is: the constants, the size of the problem and the checks that every backend shares.
 
-The graph of a map is the complete graph on ``n = max(H, W)`` vertices, weighed by ``S[i, j] = max(X[i, j], X[j, i])``. Edges
-enter by descending weight, equal weights together, in one *step*. The birth point is the number of steps that pass before
-the flag complex of the graph has a 1-cycle (first Betti number over GF(2) above zero); 0 stands for "no birth".
+The graph of a map is the complete graph on ``n = max(H, W)`` vertices, weighed by ``S[i, j] = max(X[i, j], X[j,
+i])``. Edges enter by descending weight, equal weights together, in one *step*. The birth point is the number of
+steps that pass before the flag complex of the graph has a 1-cycle (first Betti number over GF(2) above zero); 0
+stands for "no birth".
 
 Source: Zhao & Zhang, *Quantitative Effectiveness Assessment and Role Categorization of Individual Units in CNNs*
-(arXiv:2103.09716v1), section 3. Three extensions that the paper leaves open are ours: a map that is not square is the square of
-its longer side whose missing edges never enter, maps below 4x4 (which cannot hold a 1-cycle) have birth point 0, and maps
-with NaN or infinity have no birth point and are counted apart.
+(arXiv:2103.09716v1), section 3. Three extensions that the paper leaves open are ours: a map that is not square is
+the square of its longer side whose missing edges never enter, maps below 4x4 (which cannot hold a 1-cycle) have
+birth point 0, and maps with NaN or infinity have no birth point and are counted apart.
 """
 
 import math

@@ -1,16 +1,18 @@
 """Birth points compiled by numba: the fast path on a CPU.
 
-The values are read where they lie, whatever the strides, as integers that sort as the floats do (births depend on order only),
-so half precisions need no copy and -0.0 equals 0.0. For each row the largest remaining entry is kept, packed with its position
-into one integer; taking the next edge costs a maximum over rows and one over the row it came from. Both off-diagonal halves
-are kept instead of symmetrising first: the larger half of an edge comes up first, and then both are struck out.
+The values are read where they lie, whatever the strides, as integers that sort as the floats do (births depend on
+order only), so half precisions need no copy and -0.0 equals 0.0. For each row the largest remaining entry is kept,
+packed with its position into one integer; taking the next edge costs a maximum over rows and one over the row it
+came from. Both off-diagonal halves are kept instead of symmetrising first: the larger half of an edge comes up
+first, and then both are struck out.
 
-The decision rule is the one of the torch backend: the first edge that closes a cycle without a common neighbour is a *suspect*.
-Within a step of equal weights one cohomology class (the suspect's own) is followed in a bit matrix, which settles nearly every tie
-on the spot; :func:`_settle` follows as many classes as there are where one is not enough.
+The decision rule is the one of the torch backend: the first edge that closes a cycle without a common neighbour is
+a *suspect*. Within a step of equal weights one cohomology class (the suspect's own) is followed in a bit matrix,
+which settles nearly every tie on the spot; :func:`_settle` follows as many classes as there are where one is not
+enough.
 
-Threads are Python's, over slices of the work, with the interpreter lock released: unlike numba's own threading layers this is safe
-when several threads call at once and when the process forks, and it compiles faster.
+Threads are Python's, over slices of the work, with the interpreter lock released: unlike numba's own threading
+layers this is safe when several threads call at once and when the process forks, and it compiles faster.
 """
 
 import os
@@ -24,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_unitrole.topology.definition import NON_FINITE, trivial_births
+from lightning_unitrole.topology.definition import trivial_births
 from lightning_unitrole.topology.ordering import as_integers
 
 _MIN_WORK = 1 << 16

@@ -1,12 +1,12 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 """The compiled functions behind the numba backend. Importing this module loads numba."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE
@@ -20,7 +20,7 @@ _BLOCK = 16
 
 
 def _jit(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock and keep the result on disk, or only in memory where no folder is writable."""
+    """Compile, and keep the result on disk, or only in memory where no folder is writable."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -33,12 +33,12 @@ def scan(height: int, width: int, itemsize: int) -> Any:
     return _make_scan(side, itemsize == 2)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _make_scan(side: int, half: bool) -> Any:
     """Compile the scan for maps up to ``side x side``, read as 16-bit (``half``) or 32-bit integers.
 
-    Several maps are in work at once, in *slots*, one edge each in turn: taking an edge is a chain of dependent instructions, and
-    only another map's chain can fill its waiting times.
+    Several maps are in work at once, in *slots*, one edge each in turn: taking an edge is a chain of dependent
+    instructions, and only another map's chain can fill its waiting times.
     """
     words = max(1, side // 64)
     slots = max(2, min(16, _SLOTS_BYTES // (side * side * (2 if half else 4))))
@@ -53,7 +53,7 @@ def _make_scan(side: int, half: bool) -> Any:
 
     lanes = min(side, 32)
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         flat,
         images,
         image_step,
@@ -69,11 +69,11 @@ def _make_scan(side: int, half: bool) -> Any:
         end,
         out,
     ):
-        """Births of the maps ``begin`` to ``end`` (image by image, unit by unit) into ``out``; returns how many are open."""
+        """Births of the maps ``begin`` to ``end`` into ``out``; returns how many are unsettled."""
         zero, one = np.uint64(0), np.uint64(1)
         line = np.zeros(side, key_type)
         extreme = np.zeros(lanes, key_type)
-        block = np.empty(_BLOCK * height * width if column_step != 1 else 1, key_type)
+        block = np.zeros(_BLOCK * height * side if column_step != 1 else 1, key_type)
         block_begin, block_end = begin, begin
         # Slot after slot in flat arrays: a slice would cost reference counting at every use.
         keys = np.empty(slots * side * side, key_type)
@@ -96,48 +96,44 @@ def _make_scan(side: int, half: bool) -> Any:
                 if column_step != 1 and following >= block_end:
                     # Neighbouring units lie side by side: read them together.
                     block_begin, block_end = following, min(end, following + min(_BLOCK, units - unit))
+                    wide = block_end - block_begin
                     for row in range(height):
                         for column in range(width):
                             source = image + unit * unit_step + row * row_step + column * column_step
-                            target = row * width + column
-                            for member in range(block_end - block_begin):
-                                block[member * height * width + target] = flat[source + member * unit_step]
+                            target = row * side + column
+                            if unit_step == 1 and wide == _BLOCK:
+                                for member in range(_BLOCK):
+                                    block[target + member * height * side] = flat[source + member]
+                            else:
+                                for member in range(wide):
+                                    block[target + member * height * side] = flat[source + member * unit_step]
                 first_row = slot * side
                 for lane in range(lanes):
                     extreme[lane] = 0
                 for row in range(height):
                     source, target = image + unit * unit_step + row * row_step, (first_row + row) * side
                     best = nothing
-                    if column_step == 1 and source + side <= flat.size:
+                    if column_step != 1:
+                        source = ((following - block_begin) * height + row) * side
                         for column in range(0, side, lanes):
-                            best = max(
-                                best,
-                                enter(
-                                    flat,
-                                    source + column,
-                                    keys,
-                                    target + column,
-                                    extreme,
-                                    column,
-                                    width,
-                                    row,
-                                    shift,
-                                    lanes,
-                                ),
+                            found = enter(
+                                block, source + column, keys, target + column, extreme, column, width, row, shift, lanes
                             )
-                    else:
-                        if column_step == 1:  # reading `side` values would leave the array
-                            for column in range(width):
-                                line[column] = flat[source + column]
-                        else:
-                            staged = ((following - block_begin) * height + row) * width
-                            for column in range(width):
-                                line[column] = block[staged + column]
+                            best = max(best, found)
+                    elif source + side <= flat.size:
                         for column in range(0, side, lanes):
-                            best = max(
-                                best,
-                                enter(line, column, keys, target + column, extreme, column, width, row, shift, lanes),
+                            found = enter(
+                                flat, source + column, keys, target + column, extreme, column, width, row, shift, lanes
                             )
+                            best = max(best, found)
+                    else:  # reading `side` values would leave the array
+                        for column in range(width):
+                            line[column] = flat[source + column]
+                        for column in range(0, side, lanes):
+                            found = enter(
+                                line, column, keys, target + column, extreme, column, width, row, shift, lanes
+                            )
+                            best = max(best, found)
                     row_best[first_row + row] = best | (row << index_bits)
                 for row in range(height, side):
                     row_best[first_row + row] = nothing
@@ -185,7 +181,8 @@ def _make_scan(side: int, half: bool) -> Any:
                     step[slot] += 1
                     last[slot] = key
                 else:
-                    # Equals are often the many zeros after a ReLU. The lowest step completes the graph: no cycle is left.
+                    # Equals are often the many zeros after a ReLU. The lowest step completes the graph: no cycle is
+                    # left.
                     if lowest[slot] == before_first:
                         least = before_first
                         for element in range(first_row * side, (first_row + side) * side, lanes):
@@ -254,7 +251,7 @@ def _make_scan(side: int, half: bool) -> Any:
 
 
 @_jit
-def add(births, groups, counts, non_finite):  # type: ignore[no-untyped-def]
+def add(births, groups, counts, non_finite):
     """Add ``births [images, units]`` to the histograms of the images' ``groups``."""
     for image in range(births.shape[0]):
         group = groups[image]
@@ -282,12 +279,13 @@ def settle(map_: Tensor, steps: int) -> int:
 
 
 @_jit
-def _settle(n, u, v, step, words):  # type: ignore[no-untyped-def]
+def _settle(n, u, v, step, words):
     """First Betti number step by step, from cohomology over GF(2) followed edge by edge.
 
-    Every suspect opens a class: the cochain that is 1 on this edge alone. A later edge with common neighbours extends every class in
-    one way at most: the triangles with all common neighbours must agree on its label. Where they disagree, one class dies (it is
-    added to the others that disagree). A class that lives at the end of a step is a cycle that the step left open.
+    Every suspect opens a class: the cochain that is 1 on this edge alone. A later edge with common neighbours
+    extends every class in one way at most: the triangles with all common neighbours must agree on its label. Where
+    they disagree, one class dies (it is added to the others that disagree). A class that lives at the end of a step
+    is a cycle that the step left open.
 
     Args:
         n: number of vertices.

@@ -1,8 +1,10 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped"
 """Vector instructions for the numba kernels, written as LLVM vectors.
 
-Left to itself LLVM unrolls loops of fixed length before it vectorises, and then takes maxima one by one; said as vector operations
-they come out as a handful of instructions on any processor. ``lanes`` (elements a vector) and ``shift`` must be constants; the arrays
-must hold as many elements from the offset on. Importing this module loads numba.
+Left to itself LLVM unrolls loops of fixed length before it vectorises, and then takes maxima one by one; said as
+vector operations they come out as a handful of instructions on any processor. ``lanes`` (elements a vector) and
+``shift`` must be constants; the arrays must hold as many elements from the offset on. Importing this module loads
+numba.
 """
 
 from collections.abc import Sequence
@@ -18,11 +20,11 @@ _INDEX = ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def enter(typing, source, i, target, j, extreme, column, width, row, shift, lanes):  # type: ignore[no-untyped-def]
+def enter(typing, source, i, target, j, extreme, column, width, row, shift, lanes):
     """Turn the stored bits at ``source[i:]`` into keys that sort as the floats do, at ``target[j:]``.
 
-    The lanes hold the columns from ``column`` on of row ``row``; columns from ``width`` on and the diagonal become absent. The largest
-    magnitudes go to ``extreme``. Returns the best entry, ``key << shift | column``.
+    The lanes hold the columns from ``column`` on of row ``row``; columns from ``width`` on and the diagonal become
+    absent. The largest magnitudes go to ``extreme``. Returns the best entry, ``key << shift | column``.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -50,7 +52,7 @@ def enter(typing, source, i, target, j, extreme, column, width, row, shift, lane
 
 
 @intrinsic(prefer_literal=True)
-def best_entry(typing, keys, i, column, shift, lanes):  # type: ignore[no-untyped-def]
+def best_entry(typing, keys, i, column, shift, lanes):
     """The best entry of ``keys[i:]``, whose first lane is column ``column``: ``key << shift | column``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -61,7 +63,7 @@ def best_entry(typing, keys, i, column, shift, lanes):  # type: ignore[no-untype
 
 
 @intrinsic(prefer_literal=True)
-def largest(typing, packed, i, lanes):  # type: ignore[no-untyped-def]
+def largest(typing, packed, i, lanes):
     """The largest of ``packed[i:]``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -72,7 +74,7 @@ def largest(typing, packed, i, lanes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def least_below(typing, keys, i, lanes):  # type: ignore[no-untyped-def]
+def least_below(typing, keys, i, lanes):
     """The least of ``keys[i:]`` less one: absent keys, the least integer, wrap around to the largest."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -83,7 +85,7 @@ def least_below(typing, keys, i, lanes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def relabel(typing, labels, i, new, old, lanes):  # type: ignore[no-untyped-def]
+def relabel(typing, labels, i, new, old, lanes):
     """Replace ``old`` by ``new`` in ``labels[i:]``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
@@ -98,7 +100,7 @@ def relabel(typing, labels, i, new, old, lanes):  # type: ignore[no-untyped-def]
 
 
 def _best(builder: Any, keys: Any, column: Any, shift: Any) -> Any:
-    """The largest of ``key << shift | position`` over a vector of keys; in 32 bits where two 8-bit positions leave room."""
+    """The largest of ``key << shift | position`` over a vector of keys, in 32 bits where they suffice."""
     bits = 32 if keys.type.element.width == 16 and shift.literal_value == 16 else 64
     packed = ir.VectorType(ir.IntType(bits), keys.type.count)
     high = builder.shl(builder.sext(keys, packed), _same(packed, shift.literal_value))

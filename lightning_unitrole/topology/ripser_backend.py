@@ -15,7 +15,7 @@ from lightning_unitrole.topology.definition import NON_FINITE, trivial_births
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why this backend cannot run on ``device``; None when it can. (Maps on another device are copied to the CPU.)"""
+    """Why this backend cannot run on ``device``; None when it can; maps elsewhere are copied to the CPU."""
     try:
         import ripser  # noqa: F401
     except ImportError as error:
@@ -40,7 +40,7 @@ def birth(map_: NDArray[np.float64], steps: int) -> int:
 
 
 def step_numbers(map_: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At which step (from 1) each edge enters: symmetric ``[n, n]``, zero diagonal, infinity for edges that never enter."""
+    """The step (from 1) at which each edge enters: symmetric ``[n, n]``, zero diagonal, infinity for never."""
     n = max(map_.shape)
     square = np.full((n, n), -np.inf)
     square[: map_.shape[0], : map_.shape[1]] = map_

@@ -29,15 +29,15 @@ def birth_points(
     """Birth point of every feature map.
 
     The birth point is the number of filtration steps before the first 1-cycle appears in the flag complex of the map's
-    graph (vertices are rows and columns, weights ``max(X[i, j], X[j, i])``, heaviest edges first, equal weights together). It
-    depends on the order of the values only.
+    graph (vertices are rows and columns, weights ``max(X[i, j], X[j, i])``, heaviest edges first, equal weights
+    together). It depends on the order of the values only.
 
     Args:
         maps: ``[..., H, W]``, any floating-point type, any strides, any device.
         max_birth: larger birth points count as "no birth".
         max_density: the filtration ends after ``ceil(max_density * n(n-1)/2)`` steps, ``n = max(H, W)``.
-        backend: ``auto`` takes triton for CUDA tensors and numba for CPU tensors where they can run, and torch otherwise.
-            ``ripser`` is the slow truth, one map at a time. All give the same numbers.
+        backend: ``auto`` takes triton for CUDA tensors and numba for CPU tensors where they can run, and torch
+            otherwise. ``ripser`` is the slow truth, one map at a time. All give the same numbers.
 
     Returns:
         int64 ``[...]`` on the device of ``maps``; 0 means no birth. Maps with NaN or infinity have none;
@@ -48,7 +48,8 @@ def birth_points(
         DataError: ``maps`` is not a floating-point tensor ``[..., H, W]``.
         BackendError: the backend named cannot run here; the text says what to install.
 
-    Source: Zhao & Zhang (arXiv:2103.09716v1), section 3. The filtration in steps of equal weights follows their program.
+    Source: Zhao & Zhang (arXiv:2103.09716v1), section 3. The filtration in steps of equal weights follows their
+    program.
     Deviations: non-square maps, maps below 4x4 and non-finite maps, which the paper leaves open
     (:mod:`lightning_unitrole.topology.definition` says how).
 
@@ -83,16 +84,17 @@ def count_births(
 ) -> None:
     """Add the births of a batch of feature maps to the histograms of their classes, in place.
 
-    On CUDA the triton backend does this in its kernel, without waiting for the device; numba counts within its loop; torch
-    and ripser scatter. Works under ``torch.inference_mode``.
+    On CUDA the triton backend does this in its kernel, without waiting for the device; numba counts within its
+    loop; torch and ripser scatter. Works under ``torch.inference_mode``.
 
     Args:
         maps: ``[images, units, H, W]``, any floating-point type and strides.
-        groups: int64 ``[images]``, the class index of each image; images with -1 are skipped (not even computed). The values
-            are the caller's to check: reading them here would stall a GPU.
-        counts: ``[classes, units, max_birth + 1]``, int16, int32 or int64; bin 0 is "no birth". :func:`count_dtype` tells the
-            smallest type that cannot overflow: per image and unit at most one bin grows by one.
-        non_finite: ``[classes, units]``, int16, int32 or int64: maps with NaN or infinity, which enter no bin of ``counts``.
+        groups: int64 ``[images]``, the class index of each image; images with -1 are skipped (not even computed).
+            The values are the caller's to check: reading them here would stall a GPU.
+        counts: ``[classes, units, max_birth + 1]``, int16, int32 or int64; bin 0 is "no birth". :func:`count_dtype`
+            tells the smallest type that cannot overflow: per image and unit at most one bin grows by one.
+        non_finite: ``[classes, units]``, int16, int32 or int64: maps with NaN or infinity, which enter no bin of
+            ``counts``.
         max_birth: larger birth points count as "no birth".
         max_density: see :func:`birth_points`.
         backend: see :func:`birth_points`.
@@ -119,8 +121,8 @@ def count_births(
 
 
 def scatter_births(births: Tensor, groups: Tensor, counts: Tensor, non_finite: Tensor) -> None:
-    """Add raw ``births [images, units]`` to ``counts`` and ``non_finite`` (as in :func:`count_births`), without waiting."""
-    classes, units, bins = counts.shape
+    """Add raw ``births [images, units]`` to the histograms of :func:`count_births`, without waiting."""
+    units, bins = counts.shape[1:]
     unit = torch.arange(units, device=births.device)
     row = groups.clamp(min=0)[:, None] * units + unit
     kept = (groups >= 0)[:, None]
@@ -140,7 +142,8 @@ def _add(histogram: Tensor, index: Tensor, amount: Tensor) -> None:
 def count_dtype(max_images: int) -> torch.dtype:
     """The smallest integer type whose histogram bins cannot overflow with ``max_images`` images a class.
 
-    VGG-16 (4,224 units) with the 1,000 classes of ImageNet (at most 1,300 images each) and 51 bins takes 431 MB in int16.
+    VGG-16 (4,224 units) with the 1,000 classes of ImageNet (at most 1,300 images each) and 51 bins takes 431 MB in
+    int16.
 
     Raises:
         SettingError: ``max_images`` is negative.
@@ -198,9 +201,8 @@ def _choose(device: torch.device, n: int, max_birth: int) -> str:
             return "numba"
         _say_once()
     elif device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from lightning_unitrole.topology import triton_backend
-
-        if triton_backend.unavailable(device) is None and triton_backend.unfit(n, max_birth) is None:
+        triton = import_module("lightning_unitrole.topology.triton_backend")
+        if triton.unavailable(device) is None and triton.unfit(n, max_birth) is None:
             return "triton"
     return "torch"
 

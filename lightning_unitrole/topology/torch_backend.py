@@ -1,12 +1,14 @@
 """Birth points in vectorised torch: any device, any number of maps at once, exact for ties.
 
-How it decides. While the first Betti number is 0, adding one edge ``(u, v)`` to a flag complex can do three things (Mayer-Vietoris
-on the complex and the star of the edge): join two components (no cycle), close a cycle between vertices that have a common
-neighbour (filled at once, no cycle), or close a cycle without one: a *suspect*. Without ties the first suspect is the birth.
-Edges with equal weight enter in one step, so a suspect that has equals still to come may yet be filled by them; only such maps go
-to the slower :func:`~lightning_unitrole.topology.torch_ties.settle`.
+How it decides. While the first Betti number is 0, adding one edge ``(u, v)`` to a flag complex can do three things
+(Mayer-Vietoris on the complex and the star of the edge): join two components (no cycle), close a cycle between
+vertices that have a common neighbour (filled at once, no cycle), or close a cycle without one: a *suspect*. Without
+ties the first suspect is the birth. Edges with equal weight enter in one step, so a suspect that has equals still
+to come may yet be filled by them; only such maps go to the slower
+:func:`~lightning_unitrole.topology.torch_ties.settle`.
 
-Selection is lazy: most births come within the first two dozen edges, so only the maps that stay open get more of theirs.
+Selection is lazy: most births come within the first two dozen edges, so only the maps that stay open get more of
+theirs.
 """
 
 import torch
@@ -74,7 +76,7 @@ def _settle_in_parts(
 
 
 def _weights(maps: Tensor, ends: Tensor) -> Tensor:
-    """Edge weights ``[N, E]`` of ``maps [N, H, W]`` for the vertex pairs ``ends [2, E]``; -inf where there is no edge."""
+    """Edge weights ``[N, E]`` of ``maps [N, H, W]`` for the vertex pairs ``ends [2, E]``; -inf for no edge."""
     if maps.dtype not in (torch.float32, torch.float64):
         maps = maps.float()  # half precisions and float8 fit into float32 exactly
     height, width = maps.shape[1:]
@@ -104,8 +106,9 @@ def _first_suspects(
     """Follow the ``count`` heaviest edges of ``weights [N, E]`` up to each map's first suspect.
 
     Returns:
-        births ``[N]`` (int32, meaningful where neither mask is set); a mask of the maps that need more edges; a mask of the
-        maps whose first suspect has, or may have, equals after it; weight and step of the first suspect.
+        births ``[N]`` (int32, meaningful where neither mask is set); a mask of the maps that need more edges; a
+        mask of the maps whose first suspect has, or may have, equals after it; weight and step of the first
+        suspect.
     """
     value, step, edge = _sorted_edges(weights, count)
     suspect = _suspect_positions(step, edge, ends, n, steps)
@@ -115,7 +118,8 @@ def _first_suspects(
     after = value.gather(0, (at + 1).clamp(max=count - 1))[0]
     all_edges = count == weights.shape[1]
 
-    # No birth: the steps are used up, the edge does not exist, or its step completes the graph (which is then a simplex).
+    # No birth: the steps are used up, the edge does not exist, or its step completes the graph (which is then a
+    # simplex).
     nothing = (suspect_step > steps) | torch.isneginf(suspect_value)
     if square:
         nothing |= suspect_value == weights.amin(1)

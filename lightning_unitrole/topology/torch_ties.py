@@ -1,12 +1,14 @@
 """Steps of equal weights, settled exactly in vectorised torch.
 
-Before the step the first Betti number is 0. The step's edges may enter in any order, so those go first that cannot change it: edges
-that join two components, and edges whose ends have a common neighbour. If that uses up the step, the number is still 0.
+Before the step the first Betti number is 0. The step's edges may enter in any order, so those go first that cannot
+change it: edges that join two components, and edges whose ends have a common neighbour. If that uses up the step,
+the number is still 0.
 
-Otherwise the edges left over, ``L``, each close a cycle. With the complex so far having no cycles, the homology that they open has
-one generator for each of them, and a triangle is a relation: the sum of those of its edges that are in ``L`` is 0. (It holds two or
-three of them: with one, that edge would have had a common neighbour.) If no triangle has all three, the cochain that is 1 on
-all of ``L`` satisfies every relation, and the number is above 0. Only what remains needs linear algebra: :func:`_classes_survive`.
+Otherwise the edges left over, ``L``, each close a cycle. With the complex so far having no cycles, the homology
+that they open has one generator for each of them, and a triangle is a relation: the sum of those of its edges that
+are in ``L`` is 0. (It holds two or three of them: with one, that edge would have had a common neighbour.) If no
+triangle has all three, the cochain that is 1 on all of ``L`` satisfies every relation, and the number is above 0.
+Only what remains needs linear algebra: :func:`_classes_survive`.
 """
 
 import torch
@@ -74,7 +76,11 @@ def _components(adjacent: Tensor) -> Tensor:
 
 
 def _enter(adjacent: Tensor, pending: Tensor, component: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Let those ``pending`` edges in that close no cycle or a filled one; returns the graph, the edges left, the components."""
+    """Let those ``pending`` edges in that close no cycle or a filled one.
+
+    Returns:
+        the graph, the edges left, and the components.
+    """
     row = torch.arange(len(adjacent), device=adjacent.device)
     n = adjacent.shape[1]
     adjacent, pending = adjacent.clone(), pending.clone()
@@ -118,9 +124,10 @@ def _survives(adjacent: Tensor, left: Tensor) -> Tensor:
 def _classes_survive(adjacent: Tensor, left: Tensor, words: int) -> tuple[Tensor, Tensor]:
     """Follow cohomology classes over GF(2) through the edges ``left`` ``[N, n, n]``, one edge of each map at a time.
 
-    An edge without a common neighbour opens a class: the cochain that is 1 on this edge alone. A later edge extends every class in
-    one way at most: the triangles with all common neighbours must agree on its label. Where they disagree, one class dies (it
-    is added to the others that disagree). The labels of an edge are the bits of ``words`` 64-bit words, one bit a class.
+    An edge without a common neighbour opens a class: the cochain that is 1 on this edge alone. A later edge extends
+    every class in one way at most: the triangles with all common neighbours must agree on its label. Where they
+    disagree, one class dies (it is added to the others that disagree). The labels of an edge are the bits of
+    ``words`` 64-bit words, one bit a class.
 
     Returns:
         whether a class lives at the end, and whether the answer is unknown because the bits ran out; both ``[N]``.

@@ -1,11 +1,13 @@
-"""Birth points on a GPU: one Triton kernel reads the activations where they lie and decides, without waiting for the host.
+"""Birth points on a GPU: Triton reads the activations where they lie and decides, without waiting for the host.
 
-The first kernel handles nearly everything, hard ties included: it follows one cohomology class through a step of equal weights. Maps
-that need more are put on a list on the device, which a second kernel works off, and a third launch of it, with room for every
-class there can be, what is left then. All three are always launched, so the host never has to look.
+The first kernel handles nearly everything, hard ties included: it follows one cohomology class through a step of
+equal weights. Maps that need more are put on a list on the device, which a second kernel works off, and a third
+launch of it, with room for every class there can be, what is left then. All three are always launched, so the host
+never has to look.
 """
 
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -124,7 +126,7 @@ def _launch(
     sizes = torch.zeros(3, dtype=torch.int32, device=device)
     geometry = (units, height, width, *integers.stride(), steps, bins, infinity)
 
-    with torch.cuda.device(device) if device.type == "cuda" else torch.autograd.set_grad_enabled(False):
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         triton_kernels.scan[((total + together - 1) // together,)](
             integers, ends, *target, work[0], sizes[0:], total, *geometry,
             EDGES=edges, MAPS=together, SIDE=side, WORDS=max(1, side // 64), WIDE=wide,

@@ -1,9 +1,10 @@
 # mypy: ignore-errors
+# ruff: noqa: N803, N806
 """The Triton kernels behind the triton backend. Importing this module loads Triton.
 
-Layout. A tile is ``[edges, maps]``. With Triton's default layout the 32 lanes of a warp lie along the last axis, so for small maps a
-lane owns a map: maxima over edges and look-ups of vertices stay within a thread, without shuffles or shared memory. Larger maps
-are spread over more lanes, and the largest over several warps, by the same code.
+Layout. A tile is ``[edges, maps]``. With Triton's default layout the 32 lanes of a warp lie along the last axis, so
+for small maps a lane owns a map: maxima over edges and look-ups of vertices stay within a thread, without shuffles
+or shared memory. Larger maps are spread over more lanes, and the largest over several warps, by the same code.
 """
 
 import triton
@@ -14,14 +15,14 @@ NON_FINITE = tl.constexpr(-1)
 
 
 @triton.jit
-def _key(bits, MAGNITUDE: tl.constexpr):  # noqa: N803
+def _key(bits, MAGNITUDE: tl.constexpr):
     """Sign and magnitude to an integer that sorts as the float does."""
     magnitude = (bits & MAGNITUDE).to(tl.int32)
     return tl.where(bits < 0, -magnitude, magnitude), magnitude
 
 
 @triton.jit
-def _count(counts, non_finite, group, unit, units, bins, birth, mask, COUNT_BITS: tl.constexpr, ODD_BITS: tl.constexpr):  # noqa: N803
+def _count(counts, non_finite, group, unit, units, bins, birth, mask, COUNT_BITS: tl.constexpr, ODD_BITS: tl.constexpr):
     """Add births to the histogram of their class. 16-bit bins are added to in pairs, as 32-bit words."""
     row = group * units + unit
     index = row * bins + tl.maximum(birth, 0)
@@ -46,11 +47,11 @@ def scan(
     EDGES: tl.constexpr, MAPS: tl.constexpr, SIDE: tl.constexpr, WORDS: tl.constexpr, WIDE: tl.constexpr,
     VERTEX_BITS: tl.constexpr, TRUNCATED: tl.constexpr, MAGNITUDE: tl.constexpr,
     COUNTING: tl.constexpr, COUNT_BITS: tl.constexpr, ODD_BITS: tl.constexpr,
-):  # fmt: skip  # noqa: N803
+):  # fmt: skip
     """Births of ``MAPS`` maps, as numbers or straight into histograms; maps with hard ties go to the list ``work``.
 
-    TRUNCATED: float32 keys lose their last bits to make room for the edge in 32 bits. Where two keys that fall together could
-    matter the map goes to ``work`` too, and is decided there from the full keys.
+    TRUNCATED: float32 keys lose their last bits to make room for the edge in 32 bits. Where two keys that fall
+        together could matter the map goes to ``work`` too, and is decided there from the full keys.
     """
     number = tl.program_id(0).to(tl.int64) * MAPS + tl.arange(0, MAPS)
     active = number < total
@@ -87,7 +88,7 @@ def scan(
     _, magnitude = _key(bits, MAGNITUDE)
     greatest = tl.maximum(greatest, tl.max(magnitude, axis=0))
 
-    SHIFT: tl.constexpr = 2 * VERTEX_BITS  # noqa: N806
+    SHIFT: tl.constexpr = 2 * VERTEX_BITS
     code = (u << VERTEX_BITS) | v
     if WIDE:
         packed = (key.to(tl.int64) << SHIFT) | code[:, None].to(tl.int64)
@@ -113,12 +114,12 @@ def scan(
     live = tl.zeros([MAPS], tl.int1)
     dropped = tl.zeros([MAPS], tl.int1)
     component = tl.broadcast_to(vertex[:, None], [SIDE, MAPS])
-    if SIDE > 32:
+    if SIDE > 32:  # noqa: SIM108 (a compile-time choice between two types)
         neighbours = tl.zeros([WORDS, SIDE, MAPS], tl.int64)
     else:
         neighbours = tl.zeros([WORDS, SIDE, MAPS], tl.int32)
     label = neighbours
-    BITS: tl.constexpr = 64 if SIDE > 32 else 32  # noqa: N806
+    BITS: tl.constexpr = 64 if SIDE > 32 else 32
     word = tl.arange(0, WORDS)[:, None, None]
 
     while tl.max(active.to(tl.int32), axis=0) > 0:
@@ -187,7 +188,7 @@ def settle(
     units, height, width, image_step, unit_step, row_step, column_step, steps, bins, infinity, words, programs,
     EDGES: tl.constexpr, SIDE: tl.constexpr, MAGNITUDE: tl.constexpr,
     COUNTING: tl.constexpr, COUNT_BITS: tl.constexpr, ODD_BITS: tl.constexpr,
-):  # fmt: skip  # noqa: N803
+):  # fmt: skip
     """Births of the maps in the list ``work``, one at a time, following up to ``64 * words`` cohomology classes.
 
     The rule is that of the torch backend's ``_settle``. Maps for which the bits do not suffice go to the list ``left``.

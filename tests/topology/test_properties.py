@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from topology_maps import gaussian, quantised
 from torch import Tensor
 
 from lightning_unitrole.topology import birth_points
 from lightning_unitrole.topology.numba_backend import UNSETTLED
-from topology_maps import gaussian, quantised
 
 # One example is a batch: the fast backends see thousands of maps.
 MAPS_PER_EXAMPLE = 40

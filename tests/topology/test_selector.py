@@ -4,14 +4,15 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from topology_maps import gaussian, quantised
 from torch import Tensor
 
 from lightning_unitrole.errors import BackendError, DataError, SettingError
 from lightning_unitrole.topology import betti_curve, birth_points, count_births, count_dtype, selector
-from topology_maps import gaussian, quantised
 
 
 def expected_counts(maps: Tensor, groups: Tensor, classes: int, max_birth: int) -> tuple[Tensor, Tensor]:
@@ -204,13 +205,12 @@ def test_import_is_cheap(extra: str) -> None:
         "print(sorted(new & {'triton', 'numba', 'llvmlite', 'ripser', 'scipy', 'matplotlib', 'pandas'}))"
     )
     # The package itself may load more for its other parts; this is about the topology alone.
-    program = (
-        "import sys, types; p = types.ModuleType('lightning_unitrole'); "
-        + (
-            f"p.__path__ = [{str(selector.__file__).rsplit('/topology', 1)[0]!r}]; sys.modules['lightning_unitrole'] = p\n"
-        )
-        + program
+    folder = str(Path(selector.__file__).parent.parent)
+    bare = (
+        "import sys, types; package = types.ModuleType('lightning_unitrole')\n"
+        f"package.__path__ = [{folder!r}]; sys.modules['lightning_unitrole'] = package\n"
     )
+    program = bare + program
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (result.stdout.strip() == "[]") is (extra == "")
 
