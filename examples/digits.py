@@ -85,9 +85,9 @@ def digits(batch_size: int = 64) -> tuple[DataLoader, DataLoader]:
 def main() -> None:
     """Train, analyse, and say where to look."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--every-n-epochs", type=int, default=1, help="analyse every n-th epoch")
-    parser.add_argument("--images-per-class", type=int, default=20)
+    parser.add_argument("--images-per-class", type=int, default=15)
     parser.add_argument("--ablation-points", type=int, default=16)
     parser.add_argument("--log-dir", default="logs")
     arguments = parser.parse_args()
