@@ -33,6 +33,10 @@ STATE_VERSION = 1
 _log = logging.getLogger(__name__)
 
 ForwardFn = Callable[[pl.LightningModule, Any], Any]
+_NOTHING_TO_VALIDATE = (
+    "There is no validation batch, so UnitRoleMonitor has nothing to analyse. Pass validation data to fit; if you do, "
+    "look whether they are empty and whether limit_val_batches is 0."
+)
 _WHEN = ("never", "suspect", "end", "every")
 _COLLECTIONS = (list, tuple, dict, CombinedLoader)
 
@@ -198,6 +202,8 @@ class UnitRoleMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers now, so that a wrong setting fails before anything is trained."""
+        if not any(trainer.num_val_batches):
+            self._warn_once(_NOTHING_TO_VALIDATE, trainer)
         with self._going_on(trainer):
             self._prepare(trainer, pl_module)
 

@@ -11,7 +11,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from support import Digits, digits, hooks_of, loaders, make_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -371,14 +371,26 @@ def test_settings_out_of_range_fail_at_once(settings: dict[str, Any], message: s
         UnitRoleMonitor(**settings)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
 def test_an_empty_validation_set_is_said() -> None:
     watched = monitor()
     pl.seed_everything(0, verbose=False)
-    train, _ = loaders()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Total length of `.*` across ranks is zero")
-        make_trainer(watched, max_epochs=1).fit(Digits(), train, DataLoader(TensorDataset(*digits(0).tensors), 32))
+    empty = DataLoader(TensorDataset(*digits(0).tensors), batch_size=32)
+    with pytest.warns(UserWarning, match=r"There is no validation batch, so UnitRoleMonitor has nothing to analyse"):
+        make_trainer(watched, max_epochs=1).fit(Digits(), loaders()[0], empty)
     assert watched.report is None
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [TQDMProgressBar, lambda: RichProgressBar(console_kwargs={"force_terminal": True})],
+    ids=["tqdm", "rich"],
+)
+def test_long_work_shows_a_bar_in_the_trainers_style(
+    bar: Callable[[], pl.Callback], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit(monitor(), bar(), max_epochs=1, enable_progress_bar=True)
+    assert "Unit roles: ablation" in "".join(capfd.readouterr())
 
 
 def test_iterable_data_are_read_as_a_stream() -> None:
