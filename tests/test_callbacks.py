@@ -346,7 +346,8 @@ def test_a_glob_that_matches_nothing_fails_before_training() -> None:
         fit(monitor(layers=["body.*"]))
 
 
-def test_a_backend_that_cannot_run_fails_before_training() -> None:
+def test_a_backend_that_cannot_run_fails_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendError, match="triton"):
         fit(monitor(backend="triton"))
 

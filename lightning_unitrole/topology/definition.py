@@ -24,6 +24,9 @@ MAX_DENSITY = 0.8
 NON_FINITE = -1
 """What a backend's ``raw_births`` puts in the place of a birth point when the map holds NaN or infinity."""
 
+UNSETTLED = -2
+"""What the compiled scan returns for a map whose ties need more than one class."""
+
 
 def edge_count(height: int, width: int) -> int:
     """Number of edges of the complete graph behind an ``H x W`` map, missing ones included.

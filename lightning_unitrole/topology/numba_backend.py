@@ -26,15 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_unitrole.topology.definition import trivial_births
+from lightning_unitrole.topology.definition import UNSETTLED, trivial_births
 from lightning_unitrole.topology.ordering import as_integers
 
 _MIN_WORK = 1 << 16
 """Elements below which a second thread costs more than it brings."""
 _SLICES_PER_THREAD = 4
-
-UNSETTLED = -2
-"""What the compiled scan returns for a map whose ties need more than one class."""
 
 
 def unavailable(device: torch.device) -> str | None:

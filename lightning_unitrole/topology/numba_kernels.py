@@ -9,8 +9,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from lightning_unitrole.topology.definition import NON_FINITE
-from lightning_unitrole.topology.numba_backend import UNSETTLED
+from lightning_unitrole.topology.definition import NON_FINITE, UNSETTLED
 from lightning_unitrole.topology.numba_vectors import best_entry, enter, largest, least_below, relabel
 from lightning_unitrole.topology.ripser_backend import step_numbers
 

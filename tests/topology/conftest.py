@@ -1,6 +1,5 @@
-"""Runs Triton under its interpreter, so that its backend is tested on any machine."""
+"""The fast backends, Triton under its interpreter where there is no GPU."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,10 +7,6 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for topology_maps
-
-# Triton reads this when it is imported. Where there is a GPU the compiled kernels are what should be tested.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 FAST = ("torch", "numba", "triton")
 
