@@ -6,6 +6,7 @@ All three score every image. The engine's time is that of `cumulative_ablation(p
 against the whole model, and all rounds of refining; the floor gets the points that came out of it.
 
     python benchmarks/ablation.py
+    python benchmarks/ablation.py --threads 1 --processor-time   # on a machine that others use too
 """
 
 from __future__ import annotations
@@ -132,14 +133,15 @@ def mean_loss(scores: list[Tensor]) -> float:
     return float(torch.cat(scores)[:, 0].mean())
 
 
-def timed(function: Callable[[], object], device: torch.device) -> tuple[float, object]:
-    if device.type == "cuda":
+def timed(function: Callable[[], object], options: argparse.Namespace) -> float:
+    clock = time.process_time if options.processor_time else time.perf_counter
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
+    start = clock()
+    function()
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return clock() - start
 
 
 def randomise(net: nn.Module) -> None:
@@ -177,9 +179,9 @@ def run(case: Case, options: argparse.Namespace, device: torch.device) -> str | 
             return None
         times: dict[str, list[float]] = {"engine": [], "floor": [], "plain": []}
         for _ in range(options.repeats):
-            times["engine"].append(timed(engine, device)[0])
-            times["floor"].append(timed(lambda: floor(case, layer, order, data, numbers), device)[0])
-            seconds, _ = timed(lambda: plain(case, layer, order, data, numbers[some[1] : some[1] + 1]), device)
+            times["engine"].append(timed(engine, options))
+            times["floor"].append(timed(lambda: floor(case, layer, order, data, numbers), options))
+            seconds = timed(lambda: plain(case, layer, order, data, numbers[some[1] : some[1] + 1]), options)
             times["plain"].append(seconds * len(numbers))
     over_floor = [a / b for a, b in zip(times["engine"], times["floor"], strict=True)]
     over_engine = [a / b for a, b in zip(times["plain"], times["engine"], strict=True)]
@@ -197,16 +199,20 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=8 if cuda else 3)
     parser.add_argument("--points", type=int, default=64 if cuda else 24)
     parser.add_argument("--repeats", type=int, default=5 if cuda else 3)
-    parser.add_argument("--case", default="")
+    parser.add_argument("--case", default="", help="only cases with this in their name")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     device = torch.device("cuda" if cuda else "cpu")
     torch.manual_seed(0)
+    clock = "processor" if options.processor_time else "wall-clock"
     machine = torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()}"
     print(
         f"{machine}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}; float32, 224 pixels, {options.batches} batches of {options.batch}, "
-        f"points={options.points}, {options.repeats} repeats, interleaved; seconds are the least, ratios the median "
-        "(least-most); the plain loop is timed on one point and scaled.\n"
+        f"points={options.points}, {options.repeats} repeats, interleaved; {clock} seconds are the "
+        "least, ratios the median (least-most); the plain loop is timed on one point and scaled.\n"
     )
     print(
         "| layer | units | points measured | plain loop, s | floor, s | engine, s | engine / floor | plain / engine |"

@@ -160,7 +160,7 @@ def test_a_batch_size_in_a_shape_needs_pieces_of_that_size() -> None:
     assert check(net, layers_of(net, data)["conv1"], data, max_memory=2**14) is Replay.BATCH_SIZED
 
 
-@pytest.mark.parametrize("size", [2, 3, 6, 7])
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
 @pytest.mark.parametrize(
     ("make", "replay"),
     [(FixedView, Replay.ANY_ROWS), (HiddenSize, Replay.BATCH_SIZED), (BatchMean, Replay.WHOLE_BATCH)],
@@ -251,7 +251,7 @@ def test_maps_computed_twice_in_a_forward_pass() -> None:
 
 def test_the_layer_and_what_is_before_it_run_once_a_batch() -> None:
     net = torchvision_net("resnet18").double()
-    data = make_data(4, 4, size=32)
+    data = make_data(5, 5, size=32)
     found = layers_of(net, data)
     layer = found["layer2.1.conv2"]
     calls = {"layer1": 0, "layer3": 0}
@@ -265,9 +265,9 @@ def test_the_layer_and_what_is_before_it_run_once_a_batch() -> None:
         net.get_submodule(name).register_forward_pre_hook(count)
     curves = ablation_curves(net, layer, [AblationRequest(torch.arange(128))], lambda: data, points=16)
     assert curves[0] is not None
-    # Each batch is recorded once, in whatever number of rounds, and checked once on three images.
+    # Each batch is recorded once, in whatever number of rounds, and checked once on two images.
     assert calls == {"layer1": 3, "layer3": 3}
-    assert rows == {"layer1": 11, "layer3": 11}
+    assert rows == {"layer1": 12, "layer3": 12}
 
 
 @pytest.mark.parametrize("kind", [CifarNet, HiddenSize, BatchMean])
