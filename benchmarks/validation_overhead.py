@@ -7,6 +7,7 @@ stands in a column of its own. Images are random numbers held in memory, so no d
 """
 
 import argparse
+import logging
 import platform
 import statistics
 import sys
@@ -116,6 +117,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     gate()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}")
