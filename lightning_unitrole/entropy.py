@@ -49,7 +49,8 @@ def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     probability = births / born.unsqueeze(-1)
     entropy = torch.special.entr(probability).sum(-1).abs()  # without births in two bins it would be -0.0
     selective_rate = 1 - born / images
-    return entropy, selective_rate, entropy * images / born
+    # The quotient is at least 1, and exactly 1 without maps that have no birth: so is the ratio to the entropy.
+    return entropy, selective_rate, entropy * (images / born)
 
 
 def birth_histogram(births: Tensor, targets: Tensor, num_classes: int, *, max_birth: int = 50) -> Tensor:
