@@ -1,0 +1,64 @@
+"""Removing units only where the smaller network computes what the masked one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unitrole.errors import TraceError
+from lightning_unitrole.forwards import tensors_in, undisturbed
+from lightning_unitrole.pruning.masking import UnitMask
+from lightning_unitrole.pruning.removal import Change, Removal, remove
+
+TOLERANCE = 1e-2
+"""Largest difference that rounding may make, as a share of the largest output."""
+
+
+def remove_checked(forward: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any) -> Change:
+    """Make a network smaller, and see by one batch that its outputs are those of the masked network.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        model: the network; changed in place.
+        removal: what stays.
+        inputs: a batch; two images are enough.
+
+    Raises:
+        TraceError: if the smaller network does not run, or its outputs differ. The network is as it was then.
+    """
+    expected = _outputs(forward, model, inputs, removal)
+    change = remove(model, removal)
+    try:
+        outputs = _outputs(forward, model, inputs)
+    except Exception as error:
+        change.undo()
+        raise TraceError(
+            f"Without these units the forward pass fails, so nothing was removed: {type(error).__name__}: {error}. "
+            "Does the model write a number of channels into its forward method? Leave out the layer with skip_layers=."
+        ) from error
+    for before, after in zip(expected, outputs, strict=True):
+        difference = float((before - after).abs().max()) if before.shape == after.shape else float("inf")
+        if not difference <= TOLERANCE * float(before.abs().max()) + TOLERANCE**2:
+            change.undo()
+            found = f"differ by {difference:.3g}" if before.shape == after.shape else "have another shape"
+            raise TraceError(
+                f"Nothing was removed: the outputs of the smaller network {found} from those of the network with the "
+                "same units at zero. The model mixes channels in a way that the dependency graph does not see; leave "
+                "the layers out with skip_layers=, or use mode='mask'."
+            )
+    return change
+
+
+def _outputs(
+    forward: Callable[[Any], Any], model: nn.Module, inputs: Any, removal: Removal | None = None
+) -> list[Tensor]:
+    with undisturbed(model), torch.no_grad():
+        mask = None if removal is None else UnitMask(model, removal)
+        try:
+            return [tensor.detach().double() for tensor in tensors_in(forward(inputs)) if tensor.is_floating_point()]
+        finally:
+            if mask is not None:
+                mask.restore()

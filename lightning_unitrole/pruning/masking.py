@@ -1,0 +1,122 @@
+"""Holding units at zero while a network trains: what a removal would take is zero instead, and can come back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.pruning.removal import Removal
+
+
+class UnitMask:
+    """Zeros in place of everything that a removal would take, so that the network computes what the smaller one would.
+
+    Layer normalisation computes its statistics from the units that are left, by a hook; elsewhere only parameters
+    change, so compiled models and every optimizer go on as they are.
+
+    Args:
+        model: the network; changed in place.
+        removal: what a removal would leave.
+
+    Raises:
+        DataError: if the network does not have the parameters that the record speaks of.
+    """
+
+    def __init__(self, model: nn.Module, removal: Removal) -> None:
+        self.model, self.removal = model, removal
+        parameters = dict(model.named_parameters())
+        for name, shape in removal.shapes.items():
+            if name in parameters and tuple(parameters[name].shape) != shape:
+                raise DataError(
+                    f"The mask does not fit this {type(model).__name__}: {name!r} has shape "
+                    f"{list(parameters[name].shape)}; expected {list(shape)}."
+                )
+        self._holes = [
+            (name, dim, removal.removed(name, dim).to(parameters[name].device))
+            for name, dims in removal.kept.items()
+            if name in parameters
+            for dim in dims
+        ]
+        # Only what is taken is kept a copy of, so that it can come back.
+        self._taken = [
+            parameters[name].detach().index_select(dim, indices).clone() for name, dim, indices in self._holes
+        ]
+        self._hooks = [
+            module.register_forward_hook(_LayerNormOfKept(module, removal.kept[f"{name}.weight"][0]))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.LayerNorm) and f"{name}.weight" in removal.kept
+        ]
+        self.hold()
+
+    @property
+    def hooks(self) -> int:
+        """Number of forward hooks that the mask needs."""
+        return len(self._hooks)
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Set the entries to zero again, after an optimizer step."""
+        parameters = dict(self.model.named_parameters())
+        for name, dim, indices in self._holes:
+            parameters[name].index_fill_(dim, indices.to(parameters[name].device), 0)
+
+    @torch.no_grad()
+    def hold_gradients(self) -> None:
+        """Set the gradients of the entries to zero, so that they count in no norm and in no average."""
+        parameters = dict(self.model.named_parameters())
+        for name, dim, indices in self._holes:
+            gradient = parameters[name].grad
+            if gradient is not None:
+                gradient.index_fill_(dim, indices.to(gradient.device), 0)
+
+    def drop(self) -> None:
+        """Let go of the network and leave the zeros in it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Let go of the network, with every entry as it was when the mask was put on."""
+        self.drop()
+        parameters = dict(self.model.named_parameters())
+        # Where two dimensions of a tensor are masked their copies overlap, and agree: both were taken from the whole.
+        for (name, dim, indices), taken in zip(self._holes, self._taken, strict=True):
+            parameters[name].index_copy_(dim, indices.to(parameters[name].device), taken.to(parameters[name].device))
+
+
+class _LayerNormOfKept:
+    """Forward hook that normalises over the kept channels alone."""
+
+    def __init__(self, module: nn.LayerNorm, kept: Tensor) -> None:
+        self.kept = kept
+        self.dim = _channel_dim(module)
+
+    def __call__(self, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        kept = self.kept.to(output.device)
+        narrow = copy.copy(module)
+        narrow._parameters = {}
+        narrow.normalized_shape = (len(kept),)
+        for name, parameter in module._parameters.items():
+            # Plain attributes: they carry the gradient back to the parameters of the layer.
+            object.__setattr__(narrow, name, None if parameter is None else parameter.index_select(0, kept))
+        normalised = type(module).forward(narrow, args[0].index_select(self.dim, kept))
+        return torch.zeros_like(output).index_copy(self.dim, kept, normalised)
+
+
+def _channel_dim(module: nn.LayerNorm) -> int:
+    """Dimension over which a layer, or a subclass that moves channels, normalises."""
+    if type(module) is nn.LayerNorm:
+        return -1
+    width = module.normalized_shape[0]
+    other = 3 if width != 3 else 5
+    try:
+        with torch.no_grad():
+            type(module).forward(module, module.weight.new_zeros(1, width, other, other))
+    except RuntimeError:
+        return -1
+    return 1

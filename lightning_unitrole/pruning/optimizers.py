@@ -1,0 +1,64 @@
+"""Carrying the memory of optimizers over to the parameters of a changed network, inside the same optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_unitrole.errors import SettingError
+from lightning_unitrole.pruning.removal import Change, Removal
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], names: dict[int, str], removal: Removal) -> None:
+    """Refuse optimizers whose memory cannot be sliced.
+
+    Args:
+        optimizers: the optimizers.
+        names: name of each parameter, by its ``id``.
+        removal: the removal that is to come.
+
+    Raises:
+        SettingError: if a state has neither one entry nor the shape of its parameter, as in Adafactor or LBFGS.
+    """
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            name = names.get(id(parameter))
+            if name not in removal.kept or not isinstance(state, dict):
+                continue
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                    raise SettingError(
+                        f"{type(optimizer).__name__} keeps {key!r} of shape {list(value.shape)} for the parameter "
+                        f"{name!r} of shape {list(parameter.shape)}; only states of the parameter's own shape can be "
+                        "sliced. Use mode='mask', or an optimizer such as SGD, RMSprop, Adam or AdamW."
+                    )
+
+
+def carry_over(optimizers: Sequence[Optimizer], change: Change) -> None:
+    """Put new parameters where the old ones were, with the same groups and sliced states.
+
+    Args:
+        optimizers: the optimizers; changed in place, so that schedulers stay valid.
+        change: the change of the network.
+    """
+    replaced = {id(one.before): one for one in change.replaced}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters = group["params"]
+            for index, parameter in enumerate(parameters):
+                if id(parameter) in replaced:
+                    parameters[index] = replaced[id(parameter)].after
+        for parameter in list(optimizer.state):
+            one = replaced.get(id(parameter))
+            if one is not None:
+                state = optimizer.state.pop(parameter)
+                with torch.inference_mode(False), torch.no_grad():
+                    optimizer.state[one.after] = {
+                        key: one.change(value)
+                        if isinstance(value, Tensor) and value.shape == one.before.shape and value.dim()
+                        else value
+                        for key, value in state.items()
+                    }

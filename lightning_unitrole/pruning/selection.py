@@ -1,0 +1,261 @@
+"""Which units to prune, from what was measured about them. Pure functions on reports and channel groups."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_unitrole.errors import SettingError
+from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.results import NO_ROLE, LayerReport, UnitRole
+
+AMOUNTS = ("macs", "parameters", "units", "layer")
+_TIE = 1e-6
+
+
+def rank_position(layer: LayerReport) -> Tensor:
+    """``[U]`` float64 in (0, 1]: share of the layer's units that are no more effective, by the report's criterion."""
+    order = layer.val.overall_order.flip(0)
+    position = torch.empty(len(order), dtype=torch.float64)
+    position[order] = torch.arange(1, len(order) + 1, dtype=torch.float64) / len(order)
+    return position
+
+
+def accuracy_drop(layer: LayerReport) -> Tensor:
+    """``[U]`` float64: accuracy lost, at most, by the time a unit is off, when the least effective go first.
+
+    Read from the layer's ablation curve on validation images, between its points by straight lines. Never falls along
+    the ranking, and is never negative.
+
+    Raises:
+        SettingError: if the report has no ablation curve.
+    """
+    if "least_first" not in layer.val.curves:
+        raise SettingError(
+            f"Layer {layer.name!r} has no ablation curve to read accuracy drops from; expected ablation_points of at "
+            "least 2."
+        )
+    curve = layer.val.curves["least_first"]
+    lost = (curve.accuracy[0] - curve.accuracy).clamp(min=0).cummax(0).values
+    ablated, wanted = curve.ablated.double(), torch.arange(1, int(curve.ablated[-1]) + 1, dtype=torch.float64)
+    right = torch.searchsorted(ablated, wanted).clamp(max=len(ablated) - 1)
+    left = (right - 1).clamp(min=0)
+    weight = (wanted - ablated[left]) / (ablated[right] - ablated[left]).clamp(min=1)
+    along = torch.lerp(lost[left], lost[right], weight)
+    drop = torch.empty_like(along)
+    drop[layer.val.overall_order.flip(0)] = along
+    return drop
+
+
+def role_need(layer: LayerReport) -> Tensor:
+    """``[U]`` float64 in [0, 1]: 0 for units that are ``NEITHER`` for every class, 1 for ``BOTH`` for every class.
+
+    The mean over the classes of the role's number (0 ``NEITHER``, 1 ``TRAIN_ONLY``, 2 ``VAL_ONLY``, 3 ``BOTH``) over 3:
+    a unit that helps on validation images is worth more than one that helps on training images alone.
+
+    Raises:
+        SettingError: if the report has no roles.
+    """
+    known = (layer.roles != NO_ROLE).any(1)
+    if not bool(known.any()):
+        raise SettingError(
+            f"Layer {layer.name!r} has no roles to choose units by; expected ablation_points of at least 2."
+        )
+    return layer.roles[known].double().mean(0) / int(UnitRole.BOTH)
+
+
+def unit_scores(layer: LayerReport, choose_by: str) -> Tensor:
+    """``[U]`` float64, low for units that go first.
+
+    Args:
+        layer: what was measured.
+        choose_by: ``"evidence"`` for :func:`accuracy_drop`, ``"roles"`` for :func:`role_need`, else
+            :func:`rank_position`. Ties go by rank position.
+    """
+    position = rank_position(layer)
+    if choose_by == "evidence":
+        return accuracy_drop(layer) + _TIE * position
+    if choose_by == "roles":
+        return role_need(layer) + _TIE * position
+    return position
+
+
+def item_scores(
+    group: ChannelGroup, by_layer: Mapping[str, Tensor], combine: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """``[N]`` score of each item, from all units that its removal takes; None if none of them was measured.
+
+    Args:
+        group: the group.
+        by_layer: ``[U]`` scores of each measured layer, by module name.
+        combine: from the scores ``[M]`` of the units of an item to one number.
+    """
+    measured = [name for name in group.channels if name in by_layer]
+    if not measured:
+        return None
+    items = []
+    for item in range(len(group)):
+        values = [by_layer[name][channel] for name in measured for channel in group.channels[name][item]]
+        items.append(combine(torch.stack(values)))
+    return torch.stack(items)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice has to respect.
+
+    Attributes:
+        min_units: items that each group keeps, at least.
+        round_to: the number of items that a group keeps is a multiple of this, unless the group is left alone.
+        max_drop: largest accuracy drop of an item, see :func:`accuracy_drop`; None for no limit.
+    """
+
+    min_units: int = 1
+    round_to: int = 1
+    max_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group whose items may go.
+
+    Attributes:
+        group: the group.
+        scores: ``[N]``, low goes first.
+        drops: ``[N]`` accuracy drop of each item; None where no limit is set.
+        gone: items that are masked already.
+    """
+
+    group: ChannelGroup
+    scores: Tensor
+    drops: Tensor | None = None
+    gone: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Items of one group that go together, so that what stays is round."""
+
+    group: str
+    items: tuple[int, ...]
+    score: float
+
+
+def _chunks(candidate: Candidate, limits: Limits, allowance: int | None) -> list[_Chunk]:
+    """The items of a group in the order in which they may go, cut into chunks."""
+    scores, size = candidate.scores, len(candidate.group)
+    order = [item for item in scores.argsort(stable=True).tolist() if item not in candidate.gone]
+    if limits.max_drop is not None and candidate.drops is not None:
+        drops = candidate.drops
+        order = [item for item in order if float(drops[item]) <= limits.max_drop]
+    keep = -(-max(limits.min_units, 1) // limits.round_to) * limits.round_to
+    chunks: list[_Chunk] = []
+    left, start = size - len(candidate.gone), 0
+    fewest = keep if allowance is None else max(keep, size - allowance)
+    while True:
+        target = (left - 1) // limits.round_to * limits.round_to
+        count = left - target
+        if target < fewest or start + count > len(order):
+            return chunks
+        items = tuple(order[start : start + count])
+        chunks.append(_Chunk(candidate.group.name, items, max(float(scores[item]) for item in items)))
+        left, start = target, start + count
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    graph: ChannelGraph,
+    *,
+    amount: float | None,
+    of: str,
+    limits: Limits,
+    original: Mapping[str, int],
+    now: Mapping[str, int],
+) -> dict[str, list[int]]:
+    """The items to remove, by group; items that are masked already are among them.
+
+    Args:
+        candidates: groups whose items may go.
+        graph: the network's channel groups.
+        amount: share to remove of what the network had in the beginning, in (0, 1); None for all that the limits
+            allow.
+        of: ``"macs"``, ``"parameters"`` or ``"units"`` of the whole network, or ``"layer"`` for the units of each
+            layer.
+        limits: what to respect.
+        original: ``macs``, ``parameters`` and ``units`` of the network in the beginning.
+        now: the same of the network as it is, with nothing masked.
+
+    Raises:
+        SettingError: if the amount cannot be reached; the message says how much can.
+    """
+    gone = {candidate.group.name: sorted(candidate.gone) for candidate in candidates if candidate.gone}
+    allowances: dict[str, int | None] = {candidate.group.name: None for candidate in candidates}
+    if of == "layer" and amount is not None:
+        widths = {candidate.group.name: original[f"width/{candidate.group.name}"] for candidate in candidates}
+        for candidate in candidates:
+            name, size = candidate.group.name, len(candidate.group)
+            allowances[name] = max(0, int(amount * widths[name] + _TIE) - (widths[name] - size))
+    chunks = [chunk for one in candidates for chunk in _chunks(one, limits, allowances[one.group.name])]
+    # Stable, and scores never fall within a group, so chunks of one group stay in their order.
+    chunks.sort(key=lambda chunk: chunk.score)
+
+    def chosen(count: int) -> dict[str, list[int]]:
+        items = {name: list(masked) for name, masked in gone.items()}
+        for chunk in chunks[:count]:
+            items.setdefault(chunk.group, []).extend(chunk.items)
+        return items
+
+    if amount is None or of == "layer":
+        return chosen(len(chunks))
+
+    def removed(count: int) -> float:
+        return 1 - (now[of] - saving(graph, chosen(count), of)) / original[of]
+
+    needed = bisect_left(range(len(chunks) + 1), amount - 1e-9, key=removed)
+    if needed > len(chunks):
+        if limits.max_drop is not None:
+            return chosen(len(chunks))
+        raise SettingError(
+            f"amount={amount:.3g} of the network's {of} cannot be removed: the layers that may be pruned allow "
+            f"{removed(len(chunks)):.3f} with min_units={limits.min_units} and round_to={limits.round_to}. Ask for "
+            "less, or skip fewer layers."
+        )
+    return chosen(needed)
+
+
+def saving(graph: ChannelGraph, choice: Mapping[str, Sequence[int]], of: str) -> int:
+    """What a choice takes from the network.
+
+    Args:
+        graph: the network's channel groups.
+        choice: items by group.
+        of: ``"macs"`` of convolutions and linear layers for one image, ``"parameters"`` or ``"units"``, which are
+            output channels of convolutions and linear layers.
+    """
+    groups = {group.name: group for group in graph.groups}
+    if of == "units":
+        return sum(
+            len(channels[item])
+            for name, items in choice.items()
+            for channels in groups[name].channels.values()
+            for item in items
+        )
+    leaving: dict[str, dict[int, set[int]]] = {}
+    for name, items in choice.items():
+        for (tensor, dim), indices in groups[name].slices.items():
+            into = leaving.setdefault(tensor, {}).setdefault(dim, set())
+            for item in items:
+                into.update(indices[item])
+    total = 0
+    for tensor, dims in leaving.items():
+        if tensor not in graph.parameters:
+            continue
+        before = after = 1
+        for dim, size in enumerate(graph.sizes[tensor]):
+            before, after = before * size, after * (size - len(dims.get(dim, ())))
+        total += (before - after) * (graph.positions.get(tensor, 0) if of == "macs" else 1)
+    return total
