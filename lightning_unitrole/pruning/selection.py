@@ -11,21 +11,44 @@ from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
-from lightning_unitrole.results import NO_ROLE, LayerReport, UnitRole
+from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
 
 AMOUNTS = ("macs", "parameters", "units", "layer")
 _TIE = 1e-6
 
 
-def rank_position(layer: LayerReport) -> Tensor:
+@dataclass(frozen=True)
+class LayerEvidence:
+    """What was measured of the units of a layer.
+
+    Attributes:
+        name: the layer.
+        order: ``[U]`` int64, units from the most to the least effective, over all classes.
+        curve: ablation of the least effective first, on validation images; None if it was not measured.
+        roles: ``[C, U]`` uint8, see :class:`~lightning_unitrole.results.LayerReport`; None if they were not measured.
+    """
+
+    name: str
+    order: Tensor
+    curve: AblationCurve | None = None
+    roles: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: LayerReport) -> LayerEvidence:
+        """What a report says."""
+        curve = layer.val.curves.get("least_first")
+        return cls(layer.name, layer.val.overall_order, curve, layer.roles if layer.roles.numel() else None)
+
+
+def rank_position(layer: LayerEvidence) -> Tensor:
     """``[U]`` float64 in (0, 1]: share of the layer's units that are no more effective, by the report's criterion."""
-    order = layer.val.overall_order.flip(0)
+    order = layer.order.flip(0)
     position = torch.empty(len(order), dtype=torch.float64)
     position[order] = torch.arange(1, len(order) + 1, dtype=torch.float64) / len(order)
     return position
 
 
-def accuracy_drop(layer: LayerReport) -> Tensor:
+def accuracy_drop(layer: LayerEvidence) -> Tensor:
     """``[U]`` float64: accuracy lost, at most, by the time a unit is off, when the least effective go first.
 
     Read from the layer's ablation curve on validation images, between its points by straight lines. Never falls along
@@ -34,12 +57,12 @@ def accuracy_drop(layer: LayerReport) -> Tensor:
     Raises:
         SettingError: if the report has no ablation curve.
     """
-    if "least_first" not in layer.val.curves:
+    curve = layer.curve
+    if curve is None:
         raise SettingError(
             f"Layer {layer.name!r} has no ablation curve to read accuracy drops from; expected ablation_points of at "
             "least 2."
         )
-    curve = layer.val.curves["least_first"]
     lost = (curve.accuracy[0] - curve.accuracy).clamp(min=0).cummax(0).values
     ablated, wanted = curve.ablated.double(), torch.arange(1, int(curve.ablated[-1]) + 1, dtype=torch.float64)
     right = torch.searchsorted(ablated, wanted).clamp(max=len(ablated) - 1)
@@ -47,11 +70,11 @@ def accuracy_drop(layer: LayerReport) -> Tensor:
     weight = (wanted - ablated[left]) / (ablated[right] - ablated[left]).clamp(min=1)
     along = torch.lerp(lost[left], lost[right], weight)
     drop = torch.empty_like(along)
-    drop[layer.val.overall_order.flip(0)] = along
+    drop[layer.order.flip(0)] = along
     return drop
 
 
-def role_need(layer: LayerReport) -> Tensor:
+def role_need(layer: LayerEvidence) -> Tensor:
     """``[U]`` float64 in [0, 1]: 0 for units that are ``NEITHER`` for every class, 1 for ``BOTH`` for every class.
 
     The mean over the classes of the role's number (0 ``NEITHER``, 1 ``TRAIN_ONLY``, 2 ``VAL_ONLY``, 3 ``BOTH``) over 3:
@@ -60,15 +83,15 @@ def role_need(layer: LayerReport) -> Tensor:
     Raises:
         SettingError: if the report has no roles.
     """
-    known = (layer.roles != NO_ROLE).any(1)
-    if not bool(known.any()):
+    known = None if layer.roles is None else (layer.roles != NO_ROLE).any(1)
+    if layer.roles is None or known is None or not bool(known.any()):
         raise SettingError(
             f"Layer {layer.name!r} has no roles to choose units by; expected ablation_points of at least 2."
         )
     return layer.roles[known].double().mean(0) / int(UnitRole.BOTH)
 
 
-def unit_scores(layer: LayerReport, choose_by: str) -> Tensor:
+def unit_scores(layer: LayerEvidence, choose_by: str) -> Tensor:
     """``[U]`` float64, low for units that go first.
 
     Args:
