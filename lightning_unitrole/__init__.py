@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_unitrole.ablation import cumulative_ablation as cumulative_ablation
     from lightning_unitrole.analysis import analyze as analyze
+    from lightning_unitrole.callbacks import UnitPruning as UnitPruning
     from lightning_unitrole.callbacks import UnitRoleMonitor as UnitRoleMonitor
     from lightning_unitrole.comparison import compare_criteria as compare_criteria
     from lightning_unitrole.entropy import FeatureEntropy as FeatureEntropy
     from lightning_unitrole.entropy import feature_entropy as feature_entropy
+    from lightning_unitrole.pruning.history import load_pruned as load_pruned
     from lightning_unitrole.results import AblationCurve as AblationCurve
     from lightning_unitrole.results import UnitReport as UnitReport
     from lightning_unitrole.results import UnitRole as UnitRole
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "AblationCurve": "lightning_unitrole.results",
     "FeatureEntropy": "lightning_unitrole.entropy",
+    "UnitPruning": "lightning_unitrole.callbacks",
     "UnitReport": "lightning_unitrole.results",
     "UnitRole": "lightning_unitrole.results",
     "UnitRoleMonitor": "lightning_unitrole.callbacks",
@@ -35,6 +38,7 @@ _DEFINED_IN = {
     "compare_criteria": "lightning_unitrole.comparison",
     "cumulative_ablation": "lightning_unitrole.ablation",
     "feature_entropy": "lightning_unitrole.entropy",
+    "load_pruned": "lightning_unitrole.pruning.history",
 }
 __all__ = [*_DEFINED_IN]
 

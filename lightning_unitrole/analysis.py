@@ -40,6 +40,7 @@ from lightning_unitrole.entropy import feature_entropy
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.forwards import undisturbed
 from lightning_unitrole.isolation import preserve_rng
+from lightning_unitrole.pruning.selection import LayerEvidence
 from lightning_unitrole.recording import SumOverProcesses, UnitRecorder
 from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, SplitReport, UnitReport
 from lightning_unitrole.roles import assign_roles, effective_set, summarize_roles
@@ -167,6 +168,7 @@ class UnitAnalysis:
         layers: the chosen layers, in the order in which the model runs them.
         skipped: for each convolution that was left out, why.
         num_classes: number of classes or groups.
+        example_inputs: the inputs of ``batch``.
 
     Raises:
         SettingError: if a layer is unknown or cannot be analysed.
@@ -178,6 +180,7 @@ class UnitAnalysis:
         self.model, self.settings, self.runtime = model, settings, runtime
         birth_points(torch.zeros(0, 4, 4, device=runtime.device), backend=settings.backend)
         inputs, _ = split_batch(batch, settings.batch_fn)
+        self.example_inputs = inputs
         with self._undisturbed():
             found = find_unit_layers(runtime.forward, model, inputs)
             self.layers: list[UnitLayer] = select_layers(found, settings.layers)
@@ -321,6 +324,50 @@ class UnitAnalysis:
             epoch=epoch,
             global_step=global_step,
         )
+
+    def evidence(self, probe: Probe, quota: Tensor, *, criteria: Sequence[str | Criterion]) -> list[LayerEvidence]:
+        """What pruning needs to know of each layer: a ranking of its units, and what ablating them in that order does.
+
+        Args:
+            probe: the images.
+            quota: ``[C]`` images to use of each class.
+            criteria: how to rank; of several, each layer takes the one whose least effective units cost least
+                accuracy, that is the largest area under the ablation curve.
+        """
+        statistics = self.statistics(self.record(probe, quota, criteria=criteria), probe, quota, criteria=criteria)
+        found = []
+        with self._undisturbed(), self.runtime.progress(len(self.layers), "Unit pruning: ablation") as advance:
+            for layer in self.layers:
+                measured = statistics[layer.name]
+                orders = [
+                    rank_overall(rank_units(score_units(criterion, measured)), measured.images)
+                    for criterion in criteria
+                ]
+                curves: dict[int, AblationCurve] = {}
+                if self.settings.ablation_points:
+                    requests = {index: AblationRequest(order.flip(0)) for index, order in enumerate(orders)}
+                    curves = self.ablate(layer, requests, probe, quota)
+                best = max(curves, key=lambda index: curves[index].area, default=0)
+                found.append(LayerEvidence(layer.name, orders[best], curves.get(best)))
+                advance()
+        return found
+
+    def accuracy(self, probe: Probe, quota: Tensor) -> float:
+        """Mean score of the images of a probe: accuracy, unless a ``score_fn`` says otherwise.
+
+        Args:
+            probe: the images.
+            quota: ``[C]`` images to use of each class.
+        """
+        runtime, score_fn = self.runtime, self.settings.score_fn or classification_score
+        total = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+        with self._undisturbed():
+            for batch in probe.batches(quota, shard=runtime.shard, shards=runtime.shards):
+                inputs, targets = self._take_apart(batch)
+                _, score = score_fn(runtime.forward(inputs), targets)
+                total += torch.stack([score.double().sum(), torch.tensor(float(len(score)), device=runtime.device)])
+        right, images = runtime.total(total).tolist()
+        return right / images if images else float("nan")
 
     def _ablate_ranking(
         self, layer: UnitLayer, order: Tensor, overall: Tensor, probe: Probe, quota: Tensor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_unitrole.pruning.report import PruningReport
 from lightning_unitrole.results import NO_ROLE, AblationCurve, CriterionCurves, LayerReport, UnitRole
 
 if TYPE_CHECKING:
@@ -152,6 +153,20 @@ def _shade_gap(axis: Axes, least: AblationCurve, most: AblationCurve) -> None:
         color="#DDDDDD",
         linewidth=0,
     )
+
+
+def widths_figure(report: PruningReport) -> Figure:
+    """How many units each layer has left of those that it had before anything was pruned."""
+    layers = list(report.before.widths)
+    figure = _figure(width=max(4.8, 0.28 * len(layers) + 1.6), height=3.6)
+    axis = figure.subplots()
+    positions = range(len(layers))
+    axis.bar(positions, [report.before.widths[name] for name in layers], color="#DDDDDD", label="before")
+    axis.bar(positions, [report.after.widths[name] for name in layers], color="#0072B2", label="left")
+    axis.set_xticks(positions, layers, rotation=90, fontsize=7)
+    axis.set_ylabel("units")
+    axis.legend(frameon=False, fontsize=9)
+    return figure
 
 
 def _figure(*, width: float, height: float) -> Figure:

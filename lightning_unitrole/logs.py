@@ -26,16 +26,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lightning_unitrole.figures import ROLE_LABELS, ablation_figure, criteria_figure, role_map_figure
+from lightning_unitrole.figures import (
+    ROLE_LABELS,
+    ablation_figure,
+    criteria_figure,
+    role_map_figure,
+    widths_figure,
+)
+from lightning_unitrole.pruning.history import kept_channels, original_widths
+from lightning_unitrole.pruning.removal import Removal
+from lightning_unitrole.pruning.report import PruningReport
 from lightning_unitrole.results import SPLITS, CriteriaComparison, SplitReport, UnitReport, UnitRole
 from lightning_unitrole.roles import role_transitions, stability
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 PREFIX = "unitrole"
+Value = TypeVar("Value")
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
 
 
@@ -87,13 +97,21 @@ class ReportLogger:
         # What the tab has been told so far, by directory of the logs.
         self._tabs: dict[str, PluginState] = {}
 
-    def log(self, report: UnitReport, loggers: Iterable[Any], *, before: UnitReport | None = None) -> None:
+    def log(
+        self,
+        report: UnitReport,
+        loggers: Iterable[Any],
+        *,
+        before: UnitReport | None = None,
+        removals: Sequence[Removal] = (),
+    ) -> None:
         """Log a report; every logger gets the scalars, TensorBoard the rest too.
 
         Args:
             report: what to log.
             loggers: Lightning loggers.
             before: the report before it, to tell what changed.
+            removals: what the model went through, oldest first, so that a unit keeps its place in the tab.
         """
         scalars = report_scalars(report, before=before)
         changes = role_changes(before, report)
@@ -101,7 +119,7 @@ class ReportLogger:
             logger.log_metrics({**scalars, "epoch": report.epoch}, step=report.global_step)
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_custom_scalars"):
-                self._log_to_tensorboard(report, changes, writer)
+                self._log_to_tensorboard(report, changes, writer, removals)
 
     def log_comparison(self, comparison: CriteriaComparison, loggers: Iterable[Any], *, step: int) -> None:
         """Draw a comparison of criteria for TensorBoard, one figure a layer.
@@ -118,7 +136,9 @@ class ReportLogger:
                     writer.add_figure(f"{PREFIX}/{layer}/criteria", criteria_figure(layer, curves), step)
                 writer.flush()
 
-    def _log_to_tensorboard(self, report: UnitReport, changes: Mapping[str, Tensor], writer: Any) -> None:
+    def _log_to_tensorboard(
+        self, report: UnitReport, changes: Mapping[str, Tensor], writer: Any, removals: Sequence[Removal]
+    ) -> None:
         step = report.global_step
         writer.add_text(f"{PREFIX}/report", markdown_table(report.rows()), step)
         if changes:
@@ -136,8 +156,55 @@ class ReportLogger:
             if self.figures and layer.role_shares:
                 writer.add_figure(f"{PREFIX}/{name}/roles", role_map_figure(layer, report.class_names), step)
         directory = writer.get_logdir()
-        self._tabs[directory] = write_report(writer, report, step=step, known=self._tabs.get(directory))
+        self._tabs[directory] = write_report(
+            writer,
+            report,
+            step=step,
+            known=self._tabs.get(directory),
+            kept=_by_unit_layer(report, kept_channels(removals)),
+            original_units=_by_unit_layer(report, original_widths(removals)),
+        )
         writer.flush()
+
+
+def pruning_scalars(report: PruningReport) -> dict[str, float]:
+    """The scalars of what pruning did so far, by key."""
+    size = report.after
+    scalars = {
+        "parameters": float(size.parameters),
+        "macs": float(size.macs),
+        "units": float(size.units),
+        "latency_ms": size.latency,
+        "accuracy": size.accuracy,
+    }
+    if report.steps:
+        scalars["accuracy_before"] = report.steps[-1].accuracy_before
+    return {f"{PREFIX}/pruning/{key}": value for key, value in scalars.items() if math.isfinite(value)}
+
+
+def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, step: int) -> None:
+    """Log what pruning did so far; every logger gets the scalars, TensorBoard a chart of the widths and tables too.
+
+    Args:
+        report: what to log.
+        loggers: Lightning loggers.
+        epoch: epoch of the trainer.
+        step: optimizer steps taken so far.
+    """
+    for logger in loggers:
+        logger.log_metrics({**pruning_scalars(report), "epoch": epoch}, step=step)
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_custom_scalars"):
+            tables = f"{markdown_table(report.rows())}\n\n{markdown_table(report.layer_rows())}"
+            writer.add_text(f"{PREFIX}/pruning/report", tables, step)
+            writer.add_figure(f"{PREFIX}/pruning/widths", widths_figure(report), step)
+            writer.flush()
+
+
+def _by_unit_layer(report: UnitReport, by_module: Mapping[str, Value]) -> dict[str, Value]:
+    """The same for each layer of a report, where ``name#1`` is the second call of the module ``name``."""
+    modules = {name: name.partition("#")[0] for name in report.layers}
+    return {name: by_module[module] for name, module in modules.items() if module in by_module}
 
 
 def role_changes(before: UnitReport | None, after: UnitReport) -> dict[str, Tensor]:

@@ -63,6 +63,15 @@ def kept_channels(removals: Sequence[Removal]) -> dict[str, Tensor]:
     return kept
 
 
+def original_widths(removals: Sequence[Removal]) -> dict[str, int]:
+    """For each layer that lost output channels, how many it had in the beginning."""
+    widths: dict[str, int] = {}
+    for removal in removals:
+        for layer in removal.channels:
+            widths.setdefault(layer, removal.widths[layer])
+    return widths
+
+
 def follow_state_dict(model: nn.Module) -> RemovableHandle:
     """Let a network take the shape of each state dict that it loads from now on.
 

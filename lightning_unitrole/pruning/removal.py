@@ -28,11 +28,13 @@ class Removal:
         shapes: shape before the removal of each parameter and buffer that it changes, by name.
         kept: for each of these and for each dimension that gets smaller, the indices that stay, int64 and ascending.
         channels: for each convolution and linear layer that gets fewer output channels, those that stay, ``[K]`` int64.
+        widths: number of output channels of each of these layers before the removal.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, Tensor]]
     channels: Mapping[str, Tensor]
+    widths: Mapping[str, int]
 
     def removed(self, name: str, dim: int) -> Tensor:
         """Indices of a dimension that leave, ``[R]`` int64."""
@@ -47,6 +49,7 @@ class Removal:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "kept": {name: dict(dims) for name, dims in self.kept.items()},
             "channels": dict(self.channels),
+            "widths": dict(self.widths),
         }
 
     @classmethod
@@ -65,6 +68,7 @@ class Removal:
             shapes={name: tuple(shape) for name, shape in state["shapes"].items()},
             kept={name: {dim: kept.cpu() for dim, kept in dims.items()} for name, dims in state["kept"].items()},
             channels={name: kept.cpu() for name, kept in state["channels"].items()},
+            widths=dict(state["widths"]),
         )
 
     def same_as(self, other: Removal) -> bool:
@@ -119,6 +123,7 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
         shapes={name: graph.sizes[name] for name in kept},
         kept=kept,
         channels={name: _others(leaves, widths[name]) for name, leaves in gone.items()},
+        widths={name: widths[name] for name in gone},
     )
 
 

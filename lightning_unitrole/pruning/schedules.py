@@ -75,6 +75,10 @@ class Schedule:
         """Whether units are pruned at the start of an epoch."""
         return epoch in self.epochs
 
+    def latest(self, epoch: int) -> int | None:
+        """The last epoch up to this one at whose start units are pruned; None before the first."""
+        return max((one for one in self.epochs if one <= epoch), default=None)
+
     def share(self, epoch: int) -> float:
         """Share of the whole amount that is reached at the start of an epoch, in (0, 1]."""
         epochs = self.epochs

@@ -1,4 +1,4 @@
-"""The Lightning callback: the only place that knows Lightning's hooks. Wiring, no science."""
+"""The callback that watches units."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,7 @@ from lightning_unitrole.errors import BackendError, DataError, SettingError, Uni
 from lightning_unitrole.live import LiveRecording
 from lightning_unitrole.logs import ReportLogger, report_scalars
 from lightning_unitrole.progress import trainer_progress
+from lightning_unitrole.pruning.history import removals_of
 from lightning_unitrole.results import CriteriaComparison, UnitReport
 
 STATE_VERSION = 1
@@ -185,6 +188,41 @@ class UnitRoleMonitor(pl.Callback):
         self.report = reports[-1] if reports else None
         self.history = reports[:-1]
 
+    def sibling(self, **settings: Any) -> UnitRoleMonitor:
+        """A monitor of the same data with other settings, which has seen nothing yet and logs nothing.
+
+        Args:
+            settings: fields of :class:`~lightning_unitrole.analysis.AnalysisSettings`.
+        """
+        other = copy(self)
+        other.settings = replace(self.settings, **settings)
+        other.report, other.history = None, []
+        other._logs, other._warned = ReportLogger(figures=False), set()
+        other._recording, other._due = None, False
+        other.forget_layers()
+        return other
+
+    def forget_layers(self) -> None:
+        """Find the layers of the model again when they are next needed: call it when the model has changed."""
+        self._stop_recording()
+        self._analysis = self._train_probe = self._val_probe = None
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[UnitAnalysis, Probe, Probe]:
+        """The analysis of the model as it is, and its training and validation images.
+
+        Raises:
+            SettingError: if a setting does not fit the model, or there are no validation data.
+        """
+        analysis, train_probe = self._prepare(trainer, pl_module)
+        return analysis, train_probe, analysis.probe(self._val_loader(trainer), name="validation")
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> UnitReport:
+        """Analyse the model as it is now, outside of a validation epoch; nothing is kept or logged."""
+        with torch.inference_mode(False):
+            report = self._analyze(trainer, None)
+        self._val_probe = None
+        return report
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
         layers = self.settings.layers
@@ -247,7 +285,7 @@ class UnitRoleMonitor(pl.Callback):
             scalars = report_scalars(report, before=before)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
             if trainer.is_global_zero:
-                self._logs.log(report, trainer.loggers, before=before)
+                self._logs.log(report, trainer.loggers, before=before, removals=removals_of(trainer.lightning_module))
             if self.compare_criteria == "every":
                 self._compare(trainer, list(report.layers))
 
@@ -268,8 +306,7 @@ class UnitRoleMonitor(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and no reference to the model and the data."""
-        self._stop_recording()
-        self._analysis = self._train_probe = self._val_probe = None
+        self.forget_layers()
 
     def _stop_recording(self) -> None:
         self._due = False
@@ -289,6 +326,8 @@ class UnitRoleMonitor(pl.Callback):
 
     def _val_loader(self, trainer: pl.Trainer) -> Any:
         loaders = trainer.val_dataloaders
+        if loaders is None:
+            raise SettingError(_NOTHING_TO_VALIDATE)
         if not isinstance(loaders, (list, tuple)):
             loaders = [loaders]
         if self.val_dataloader_idx >= len(loaders):

@@ -1,0 +1,122 @@
+"""A network as it is at one moment of training: its channel groups, its size, and what its units are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_unitrole.analysis import UnitAnalysis, common_quota
+from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
+from lightning_unitrole.criteria import Criterion
+from lightning_unitrole.data.batches import count_images
+from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph
+from lightning_unitrole.pruning.history import kept_channels, removals_of
+from lightning_unitrole.pruning.measures import count_macs, count_parameters, measure_latency
+from lightning_unitrole.pruning.removal import Removal
+from lightning_unitrole.pruning.report import NetworkSize
+from lightning_unitrole.pruning.selection import LayerEvidence, saving
+
+
+class NetworkState:
+    """What pruning has to know of a network; see :class:`~lightning_unitrole.callbacks.unit_pruning.UnitPruning`.
+
+    Args:
+        monitor: gives the data, and how to run the model.
+        trainer: the trainer.
+        pl_module: the network.
+        masked: what is held at zero in it.
+
+    Attributes:
+        analysis: the analysis of the network's layers.
+        graph: the network's channel groups.
+    """
+
+    def __init__(
+        self, monitor: UnitRoleMonitor, trainer: pl.Trainer, pl_module: pl.LightningModule, masked: Removal | None
+    ) -> None:
+        monitor.forget_layers()
+        self.analysis: UnitAnalysis
+        self.analysis, train_probe, self._probe = monitor.prepare(trainer, pl_module)
+        self._quota = common_quota(train_probe.available(), self._probe.available())
+        self.batch = count_images(self.analysis.example_inputs)
+        self.graph = channel_graph(
+            self.analysis.runtime.forward, pl_module, self.analysis.example_inputs, batch=self.batch
+        )
+        self.gone = {} if masked is None else gone_items(self.graph.groups, masked)
+
+    def amounts(self) -> dict[str, int]:
+        """Parameters, multiply-accumulate operations of one image, and units; masked ones count."""
+        model, inputs = self.analysis.model, self.analysis.example_inputs
+        return {
+            "parameters": count_parameters(model),
+            "macs": count_macs(self.analysis.runtime.forward, model, inputs, batch=self.batch),
+            "units": sum(_widths(model).values()),
+        }
+
+    def size(self) -> NetworkSize:
+        """How large, fast and accurate the network is; masked units do not count."""
+        amounts = self.amounts()
+        widths = _widths(self.analysis.model)
+        for group in self.graph.groups:
+            for layer, channels in group.channels.items():
+                widths[layer] -= sum(len(channels[item]) for item in self.gone.get(group.name, ()))
+        return NetworkSize(
+            parameters=amounts["parameters"] - saving(self.graph, self.gone, "parameters"),
+            macs=amounts["macs"] - saving(self.graph, self.gone, "macs"),
+            widths=widths,
+            latency=measure_latency(
+                self.analysis.runtime.forward,
+                self.analysis.model,
+                self.analysis.example_inputs,
+                device=self.analysis.runtime.device,
+            ),
+            batch=self.batch,
+            accuracy=self.accuracy(),
+        )
+
+    def accuracy(self) -> float:
+        """Share of the validation images that the network gets right, 0 to 1."""
+        return self.analysis.accuracy(self._probe, self._quota)
+
+    def evidence(self, criteria: Sequence[str | Criterion]) -> list[LayerEvidence]:
+        """Rankings and ablation curves of the layers, on validation images."""
+        with torch.inference_mode(False):
+            return self.analysis.evidence(self._probe, self._quota, criteria=criteria)
+
+    def release(self) -> None:
+        """Free the images that are kept in memory."""
+        self._probe.release()
+
+
+def gone_items(groups: Sequence[ChannelGroup], masked: Removal) -> dict[str, list[int]]:
+    """Items of each channel group that a removal takes, by the group's name."""
+    gone = {}
+    for group in groups:
+        layer = group.name
+        if layer in masked.channels:
+            stays = set(masked.channels[layer].tolist())
+            gone[layer] = [item for item, channels in enumerate(group.channels[layer]) if channels[0] not in stays]
+    return {layer: items for layer, items in gone.items() if items}
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of each convolution and linear layer, in the order in which the model holds them."""
+    widths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            widths[name] = module.out_features
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            widths[name] = module.out_channels
+    return widths
+
+
+def units_left(model: nn.Module, masked: Removal | None) -> dict[str, Tensor]:
+    """For each layer, the units that are left, ``[K]`` int64, by the indices that they had in the beginning."""
+    kept = kept_channels(removals_of(model))
+    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in _widths(model).items()}
+    if masked is not None:
+        left |= {layer: left[layer][stays] for layer, stays in masked.channels.items()}
+    return left

@@ -1,0 +1,481 @@
+"""The callback that prunes units while a network trains."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
+from lightning_unitrole.callbacks.network import NetworkState, units_left
+from lightning_unitrole.criteria import CRITERIA, Criterion, resolve_criterion
+from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.logs import log_pruning, pruning_scalars
+from lightning_unitrole.pruning.checking import remove_checked
+from lightning_unitrole.pruning.coupling import ChannelGroup, torch_pruning
+from lightning_unitrole.pruning.history import follow_state_dict, record_removals, removals_of
+from lightning_unitrole.pruning.masking import UnitMask
+from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
+from lightning_unitrole.pruning.removal import Removal, plan_removal
+from lightning_unitrole.pruning.report import PruningReport, PruningStep
+from lightning_unitrole.pruning.schedules import Schedule
+from lightning_unitrole.pruning.selection import (
+    AMOUNTS,
+    Candidate,
+    LayerEvidence,
+    Limits,
+    accuracy_drop,
+    choose,
+    item_scores,
+    unit_scores,
+)
+
+STATE_VERSION = 1
+EVIDENCE, ROLES = "evidence", "roles"
+_MODES = ("remove", "mask")
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+_ABLATION_POINTS = 16
+
+
+class UnitPruning(pl.Callback):
+    """Prunes units, chosen by what was measured about them, while the network trains.
+
+    At the start of an epoch that is due, the units of each layer are measured on the validation images of the trainer's
+    :class:`~lightning_unitrole.callbacks.monitor.UnitRoleMonitor` (its data, functions and criterion; without one, with
+    its defaults). Channels that hang together, in residual sums, concatenations, gates and depthwise convolutions, go
+    together and are judged together. Training goes on with the same optimizers and schedulers, whose memory is sliced.
+
+    Units are chosen on validation images, so the accuracy on them is a little too good afterwards: keep test images
+    aside for a figure to report.
+
+    Checkpoints of a pruned network carry its removals. ``Trainer.fit`` and ``validate`` with this callback and a
+    ``ckpt_path`` make a fresh LightningModule as small first; elsewhere use
+    :func:`~lightning_unitrole.pruning.history.load_pruned`.
+
+    Logged at the start, whenever units are pruned, and at the end, to every logger: ``unitrole/pruning/parameters``,
+    ``unitrole/pruning/macs`` (of one image), ``unitrole/pruning/units``, ``unitrole/pruning/latency_ms`` (a forward
+    pass of a small batch, milliseconds), ``unitrole/pruning/accuracy`` and, whenever units are pruned,
+    ``unitrole/pruning/accuracy_before`` (both 0 to 1). TensorBoard also gets the figure ``unitrole/pruning/widths`` and
+    the text ``unitrole/pruning/report``.
+
+    Args:
+        choose_by: ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
+            ``"roles"``: units that are ``NEITHER`` for every class first; or a criterion, by name or as a function.
+        amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule.
+        of: what ``amount`` counts: ``"macs"``, ``"parameters"`` or ``"units"`` of the whole network, with units ranked
+            across layers, or ``"layer"``, the units of each layer.
+        max_accuracy_drop: prune only units at whose turn the layer's ablation curve has lost no more accuracy than
+            this, 0 to 1. Each layer is ablated on its own, so the drops of several layers add up until the network has
+            been fine-tuned. Without an amount, all such units are pruned; 0.01 if neither is given.
+        mode: ``"remove"``, channels leave the tensors at once; or ``"mask"``, they are held at zero, which suits any
+            compiled model and can be taken back with :meth:`restore_masked`.
+        schedule: ``"once"``, ``"linear"`` (equal amounts) or ``"cubic"`` (much first, then less).
+        start_epoch: epoch, counted from 0, at whose start units are first pruned.
+        end_epoch: epoch by which the amount is reached; not needed for ``"once"``.
+        every_n_epochs: epochs between two times.
+        criterion: how ``"evidence"`` and ``"roles"`` rank the units of a layer; None lets ``"evidence"`` take, in each
+            layer, the criterion whose ablation curve turns out best, and ``"roles"`` the monitor's.
+        layers: convolutions to prune: ``"all"``, ``"auto"``, or names or glob patterns.
+        skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them.
+        min_units: units that each layer keeps, at least.
+        round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores.
+        remove_at_end: with ``mode="mask"``, remove the masked units when training ends.
+        monitor: the monitor whose data and settings to use, if it is not among the trainer's callbacks.
+
+    Attributes:
+        report: a :class:`~lightning_unitrole.pruning.report.PruningReport`, once training has started.
+
+    Raises:
+        SettingError: if a setting is out of range, or does not fit the model, the optimizers, the strategy or other
+            callbacks: in the constructor, in ``setup`` or when training starts, before anything is changed.
+        BackendError: if Torch-Pruning is not installed.
+
+    Source: the dependency graph is that of arXiv:2301.12900, the cubic schedule that of arXiv:1710.01878; evidence and
+    roles build on arXiv:2103.09716v1 and arXiv:2011.00789.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[UnitPruning(amount=0.5)], logger=False)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *,
+        choose_by: str | Criterion = EVIDENCE,
+        amount: float | None = None,
+        of: str = "macs",
+        max_accuracy_drop: float | None = None,
+        mode: str = "remove",
+        schedule: str = "once",
+        start_epoch: int = 1,
+        end_epoch: int | None = None,
+        every_n_epochs: int = 1,
+        criterion: str | Criterion | None = None,
+        layers: str | Sequence[str] = "all",
+        skip_layers: Sequence[str] = (),
+        min_units: int = 1,
+        round_to: int = 1,
+        remove_at_end: bool = False,
+        monitor: UnitRoleMonitor | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(choose_by) and choose_by not in (EVIDENCE, ROLES, *CRITERIA):
+            raise SettingError(
+                f"choose_by={choose_by!r}; expected 'evidence', 'roles', one of {', '.join(CRITERIA)}, or a function."
+            )
+        if amount is not None and not 0 < amount < 1:
+            raise SettingError(f"amount={amount!r}; expected a number between 0 and 1, both excluded.")
+        if of not in AMOUNTS:
+            raise SettingError(f"of={of!r}; expected one of {', '.join(AMOUNTS)}.")
+        if max_accuracy_drop is not None and not 0 <= max_accuracy_drop < 1:
+            raise SettingError(f"max_accuracy_drop={max_accuracy_drop!r}; expected a number of at least 0 and below 1.")
+        if mode not in _MODES:
+            raise SettingError(f"mode={mode!r}; expected one of {', '.join(_MODES)}.")
+        for name, value in (("min_units", min_units), ("round_to", round_to)):
+            if not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name}={value!r}; expected an integer of at least 1.")
+        if criterion is not None:
+            resolve_criterion(criterion)
+        if amount is None and max_accuracy_drop is None:
+            max_accuracy_drop = 0.01
+        self.choose_by, self.criterion = choose_by, criterion
+        self.amount, self.of = amount, of
+        self.limits = Limits(min_units, round_to, max_accuracy_drop)
+        self.mode, self.remove_at_end = mode, remove_at_end
+        self.schedule = Schedule(schedule, start_epoch, end_epoch, every_n_epochs)
+        self.layers = layers
+        self.skip_layers = [skip_layers] if isinstance(skip_layers, str) else list(skip_layers)
+        self.monitor = monitor
+        self.report: PruningReport | None = None
+        self._original: dict[str, int] = {}
+        self._masked: Removal | None = None
+        self._mask: UnitMask | None = None
+        self._last_epoch = -1
+        self._own: UnitRoleMonitor | None = None
+        self._following: RemovableHandle | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Distinct for callbacks that prune differently."""
+        return self._generate_state_key(
+            choose_by=self.choose_by if isinstance(self.choose_by, str) else resolve_criterion(self.choose_by)[0],
+            amount=self.amount,
+            of=self.of,
+            max_accuracy_drop=self.limits.max_drop,
+            mode=self.mode,
+            layers=self.layers,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was pruned so far, as tensors and plain data alone."""
+        return {
+            "version": STATE_VERSION,
+            "original": dict(self._original),
+            "last_epoch": self._last_epoch,
+            "masked": None if self._masked is None else self._masked.state_dict(),
+            "report": None if self.report is None else self.report.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped.
+
+        Raises:
+            DataError: if a newer version of the package wrote it.
+        """
+        if state_dict["version"] > STATE_VERSION:
+            raise DataError(
+                f"The checkpoint holds a UnitPruning state of version {state_dict['version']}; this version of "
+                f"lightning-unitrole reads up to {STATE_VERSION}. Upgrade lightning-unitrole."
+            )
+        self._original = dict(state_dict["original"])
+        self._last_epoch = state_dict["last_epoch"]
+        masked, report = state_dict["masked"], state_dict["report"]
+        self._masked = None if masked is None else Removal.from_state_dict(masked)
+        self.report = None if report is None else PruningReport.from_state_dict(report)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and let the module take the shape of a checkpoint that is loaded after this."""
+        self._following = follow_state_dict(pl_module)
+        if stage != "fit":
+            return
+        torch_pruning()
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDED:
+            raise SettingError(
+                f"UnitPruning needs whole parameters in each process, and {strategy} splits them. Train with DDP, or "
+                "prune the trained network on one device."
+            )
+        for callback in _callbacks(trainer):
+            if any(kind.__name__ in _AVERAGING for kind in type(callback).__mro__):
+                raise SettingError(
+                    f"UnitPruning cannot prune the average of the weights that {type(callback).__name__} keeps. Prune "
+                    "first, and average in a second fit."
+                )
+        if trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
+            self._original, self._masked, self._last_epoch, self.report = {}, None, -1, None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Mask again what was masked when the checkpoint was written."""
+        self._drop_mask()
+        if self._masked is not None:
+            self._mask = UnitMask(pl_module, self._masked)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See whether the settings fit the model, and measure it as it is."""
+        network = self._network(trainer, pl_module)
+        groups = self._prunable_groups(network)
+        if self.report is None:
+            self._original = network.amounts() | {f"width/{group.name}": len(group) for group in groups}
+            size = network.size()
+            self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
+            self._log(trainer, pl_module)
+        network.release()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prune, where this epoch is due."""
+        due = self.schedule.latest(trainer.current_epoch)
+        if due is None or due <= self._last_epoch:
+            return
+        self._prune(trainer, pl_module, due)
+        self._last_epoch = due
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Leave masked units out of the gradients' norm."""
+        if self._mask is not None:
+            self._mask.hold_gradients()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Hold masked units at zero."""
+        if self._mask is not None:
+            self._mask.hold()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove what is masked, if that was asked for, and say what came of it."""
+        if self.report is None:
+            return
+        if self._masked is not None and self.remove_at_end:
+            removal = self._masked
+            self._drop_mask()
+            self._masked = None
+            self._remove(trainer, pl_module, removal)
+        network = self._network(trainer, pl_module)
+        self.report = replace(self.report, after=network.size())
+        network.release()
+        self._log(trainer, pl_module)
+        rank_zero_info(f"Pruned while training:\n{self.report.table()}")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave no hook behind; masked units stay at zero."""
+        self._drop_mask()
+        self._own = None
+        if self._following is not None:
+            self._following.remove()
+            self._following = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The same after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def restore_masked(self) -> None:
+        """Take the mask off, with every masked weight as it was when its unit was masked; while training runs.
+
+        Raises:
+            SettingError: if nothing is masked.
+        """
+        if self._mask is None:
+            raise SettingError("No unit is masked; restore_masked works while training runs with mode='mask'.")
+        self._mask.restore()
+        self._mask = self._masked = None
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
+        """Measure, choose, and remove or mask."""
+        assert self.report is not None
+        network = self._network(trainer, pl_module)
+        accuracy_before = network.accuracy()
+        choice = choose(
+            self._candidates(network, trainer, pl_module),
+            network.graph,
+            amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
+            of=self.of,
+            limits=self.limits,
+            original=self._original,
+            now=network.amounts(),
+        )
+        network.release()
+        # Every process measures the same; this makes sure that all prune the same.
+        removal = plan_removal(network.graph, trainer.strategy.broadcast(choice))
+        before = units_left(pl_module, self._masked)
+        if removal.kept and self.mode == "remove":
+            self._remove(trainer, pl_module, removal)
+        elif removal.kept:
+            self._put_mask(pl_module, removal)
+        left = units_left(pl_module, self._masked)
+        network = self._network(trainer, pl_module)
+        size = network.size()
+        network.release()
+        step = PruningStep(
+            epoch=trainer.current_epoch,
+            global_step=trainer.global_step,
+            units={
+                layer: sorted(set(units.tolist()) - set(left[layer].tolist()))
+                for layer, units in before.items()
+                if len(left[layer]) < len(units)
+            },
+            parameters=size.parameters,
+            macs=size.macs,
+            accuracy_before=accuracy_before,
+            accuracy_after=size.accuracy,
+        )
+        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy_before)
+        self.report = replace(self.report, before=start, after=size, steps=(*self.report.steps, step))
+        self._log(trainer, pl_module)
+
+    def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
+        """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
+        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        check_optimizers(trainer.optimizers, names, removal)
+        analysis = self._monitor(trainer).prepare(trainer, pl_module)[0]
+        with torch.inference_mode(False):
+            change = remove_checked(analysis.runtime.forward, pl_module, removal, analysis.example_inputs)
+            carry_over(trainer.optimizers, change)
+        record_removals(pl_module, [*removals_of(pl_module), removal])
+        self._model_changed(trainer, pl_module)
+
+    def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
+        self._drop_mask()
+        self._mask, self._masked = UnitMask(pl_module, removal), removal
+        if self._mask.hooks:
+            _recompile()
+
+    def _drop_mask(self) -> None:
+        if self._mask is not None:
+            self._mask.drop()
+            self._mask = None
+
+    def _model_changed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let everything that holds on to the old parameters take the new ones."""
+        for callback in (*_callbacks(trainer), self._monitor(trainer)):
+            if isinstance(callback, UnitRoleMonitor):
+                callback.forget_layers()
+        strategy: Any = trainer.strategy
+        if isinstance(strategy.model, torch.nn.parallel.DistributedDataParallel):
+            # The wrapper sums the gradients of the parameters that it was made with.
+            strategy.model = pl_module
+            strategy.configure_ddp()
+        _recompile()
+
+    def _monitor(self, trainer: pl.Trainer) -> UnitRoleMonitor:
+        """A monitor of its own, with the data and settings of the trainer's."""
+        if self._own is None:
+            found = [callback for callback in _callbacks(trainer) if isinstance(callback, UnitRoleMonitor)]
+            if self.monitor is not None:
+                template = self.monitor
+            else:
+                template = found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS)
+            criterion = self.choose_by if self._by_criterion else self.criterion
+            self._own = template.sibling(
+                layers=self.layers,
+                criterion=template.settings.criterion if criterion is None else criterion,
+                ablation_points=template.settings.ablation_points or _ABLATION_POINTS,
+            )
+        return self._own
+
+    @property
+    def _by_criterion(self) -> bool:
+        return callable(self.choose_by) or self.choose_by not in (EVIDENCE, ROLES)
+
+    def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
+        return NetworkState(self._monitor(trainer), trainer, pl_module, self._masked)
+
+    def _evidence(
+        self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> list[LayerEvidence]:
+        monitor = self._monitor(trainer)
+        if self.choose_by == ROLES:
+            return [LayerEvidence.of(layer) for layer in monitor.measure(trainer, pl_module).layers.values()]
+        if self.choose_by == EVIDENCE and self.criterion is None:
+            return network.evidence([name for name in CRITERIA if name != "random"])
+        return network.evidence([monitor.settings.criterion])
+
+    def _candidates(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Candidate]:
+        """The groups that may be pruned, with scores of their items."""
+        choose_by = self.choose_by if isinstance(self.choose_by, str) else "criterion"
+        scores: dict[str, Tensor] = {}
+        drops: dict[str, Tensor] = {}
+        for layer in self._evidence(network, trainer, pl_module):
+            for of_layer, values in ((scores, unit_scores(layer, choose_by)), (drops, accuracy_drop(layer))):
+                module = layer.name.partition("#")[0]
+                # A module that is called twice has units of two kinds in the same channels: the more useful one counts.
+                of_layer[module] = torch.maximum(of_layer[module], values) if module in of_layer else values
+        found = []
+        for group in self._prunable_groups(network):
+            score = item_scores(group, scores, torch.sum if choose_by == EVIDENCE else torch.mean)
+            if score is not None:
+                gone = frozenset(network.gone.get(group.name, ()))
+                found.append(Candidate(group, score, item_scores(group, drops, torch.sum), gone))
+        return found
+
+    def _prunable_groups(self, network: NetworkState) -> list[ChannelGroup]:
+        """The groups that the settings allow to be pruned.
+
+        Raises:
+            SettingError: if a layer that was asked for by name cannot be pruned, or ``skip_layers`` names none.
+        """
+        groups = network.graph.groups
+        names = [layer for group in groups for layer in group.channels]
+        for pattern in self.skip_layers:
+            if not fnmatch.filter(names, pattern):
+                raise SettingError(f"skip_layers names {pattern!r}, which is none of the layers: {', '.join(names)}.")
+        skipped = {name for pattern in self.skip_layers for name in fnmatch.filter(names, pattern)}
+        measured = {layer.name.partition("#")[0] for layer in network.analysis.layers}
+        asked = [] if isinstance(self.layers, str) and self.layers in ("all", "auto") else self.layers
+        explicit = measured & set([asked] if isinstance(asked, str) else asked)
+        found = []
+        for group in groups:
+            wanted = sorted(explicit & set(group.channels))
+            left_alone = sorted(skipped & set(group.channels))
+            if wanted and group.reason is not None:
+                raise SettingError(f"Layer {wanted[0]!r} cannot be pruned: {group.reason}.")
+            if wanted and left_alone:
+                raise SettingError(
+                    f"Layer {wanted[0]!r} cannot be pruned without {left_alone[0]!r}, which skip_layers names: they "
+                    "share their channels. Take one of them out of its list."
+                )
+            if group.reason is None and not left_alone and measured & set(group.channels):
+                found.append(group)
+        if not found:
+            raise SettingError(
+                "No layer is left that can be pruned. "
+                + "; ".join(f"{group.name!r}: {group.reason or 'skipped, or not measured'}" for group in groups)
+                + "."
+            )
+        return found
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.report is not None
+        scalars = pruning_scalars(self.report)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+        if trainer.is_global_zero:
+            log_pruning(self.report, trainer.loggers, epoch=trainer.current_epoch, step=trainer.global_step)
+
+
+def _callbacks(trainer: Any) -> list[Any]:
+    return list(trainer.callbacks)
+
+
+def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    return {group.name: group.reason for group in groups if group.reason is not None}
+
+
+def _recompile() -> None:
+    """Forget compiled code: it was made for parameters that are gone, or for modules without hooks."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,143 @@
+"""What pruning did to a network: plain data and its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_unitrole.results import text_table
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """How large, fast and accurate a network is.
+
+    Attributes:
+        parameters: number of parameters.
+        macs: multiply-accumulate operations of one image.
+        widths: output channels of each convolution and linear layer.
+        latency: milliseconds of a forward pass of ``batch`` images in evaluation mode.
+        batch: images in that forward pass.
+        accuracy: share of the monitor's validation images, 0 to 1.
+    """
+
+    parameters: int
+    macs: int
+    widths: Mapping[str, int]
+    latency: float
+    batch: int
+    accuracy: float
+
+    @property
+    def units(self) -> int:
+        """Sum of the widths."""
+        return sum(self.widths.values())
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """One time that units were pruned.
+
+    Attributes:
+        epoch: the epoch at whose start it was.
+        global_step: optimizer steps taken before it.
+        units: for each layer, the units that were pruned, by the indices that they had in the beginning.
+        parameters: number of parameters that are left.
+        macs: multiply-accumulate operations that are left.
+        accuracy_before: on the monitor's validation images, right before it.
+        accuracy_after: the same right after it, before any fine-tuning.
+    """
+
+    epoch: int
+    global_step: int
+    units: Mapping[str, Sequence[int]]
+    parameters: int
+    macs: int
+    accuracy_before: float
+    accuracy_after: float
+
+    @property
+    def num_units(self) -> int:
+        """Number of units that were pruned."""
+        return sum(map(len, self.units.values()))
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning did in one run.
+
+    Attributes:
+        before: the network when training started; its accuracy is the one right before anything was pruned.
+        after: the network now. Masked units do not count in it; its latency is that of the network as it runs.
+        steps: each time that units were pruned.
+        skipped: for each layer that could not be pruned, why.
+    """
+
+    before: NetworkSize
+    after: NetworkSize
+    steps: Sequence[PruningStep] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Output channels of each convolution and linear layer: how wide to build the network next time."""
+        return dict(self.after.widths)
+
+    def rows(self) -> list[list[str]]:
+        """The whole network before and after, head first."""
+        rows = [["", "before", "after", "ratio"]]
+        for name, before, after in (
+            ("parameters", self.before.parameters, self.after.parameters),
+            ("MACs an image", self.before.macs, self.after.macs),
+            ("units", self.before.units, self.after.units),
+        ):
+            rows.append([name, f"{before:,}", f"{after:,}", f"{before / max(after, 1):.2f}x smaller"])
+        speed = f"{self.before.latency / self.after.latency:.2f}x faster"
+        latency = f"latency of {self.before.batch} images, ms"
+        rows.append([latency, f"{self.before.latency:.2f}", f"{self.after.latency:.2f}", speed])
+        change = self.after.accuracy - self.before.accuracy
+        rows.append(
+            [
+                "validation accuracy",
+                f"{100 * self.before.accuracy:.1f} %",
+                f"{100 * self.after.accuracy:.1f} %",
+                "-" if math.isnan(change) else f"{100 * change:+.1f} points",
+            ]
+        )
+        return rows
+
+    def layer_rows(self) -> list[list[str]]:
+        """Units of each layer that lost some, before and after, head first."""
+        narrowed = {name: width for name, width in self.before.widths.items() if self.after.widths[name] < width}
+        return [
+            ["layer", "units before", "after", "kept"],
+            *(
+                [name, str(width), str(self.after.widths[name]), f"{100 * self.after.widths[name] / width:.0f} %"]
+                for name, width in narrowed.items()
+            ),
+        ]
+
+    def table(self) -> str:
+        """Both tables as plain text."""
+        return f"{text_table(self.rows())}\n\n{text_table(self.layer_rows())}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The report as numbers, strings, lists and dicts alone."""
+        return {
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "steps": [asdict(step) for step in self.steps],
+            "skipped": dict(self.skipped),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> PruningReport:
+        """Inverse of :meth:`state_dict`."""
+        return cls(
+            before=NetworkSize(**state["before"]),
+            after=NetworkSize(**state["after"]),
+            steps=tuple(PruningStep(**step) for step in state["steps"]),
+            skipped=dict(state["skipped"]),
+        )
