@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_unitrole import UnitReport, UnitRoleMonitor
+from lightning_unitrole import UnitReport, UnitRoleMonitor, feature_entropy
+from lightning_unitrole.criteria import UnitStatistics
 from lightning_unitrole.results import text_table
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -450,6 +451,13 @@ def device() -> torch.device:
 
 
 # Numbers
+
+
+def corrected_entropy(statistics: UnitStatistics) -> Tensor:
+    """A criterion: minus the entropy with the correction of Miller and Madow, as few births bias the plain one low."""
+    births = statistics.counts[..., 1:]
+    bias = ((births > 0).sum(-1) - 1) / (2 * births.sum(-1))
+    return -(feature_entropy(statistics.counts)[0] + bias)
 
 
 def finite_mean(values: Tensor) -> float:
