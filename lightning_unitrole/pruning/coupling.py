@@ -120,7 +120,8 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _differentiable(outputs: Any) -> list[Tensor]:
-    found = [tensor for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
+    # Copies: an output that the model itself goes on with would not be seen to be one.
+    found = [tensor.clone() for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
     if not found:
         raise TraceError("The model's outputs do not depend on its parameters; expected a differentiable output.")
     return found
@@ -145,14 +146,17 @@ def _positions(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, bat
 
     def counter(name: str) -> Callable[..., None]:
         def count(module: nn.Module, args: Any, output: Tensor) -> None:
-            found[name] += output.numel() // (_width(module) * batch)
+            if isinstance(module, _CONVOLUTIONS) and module.transposed:
+                found[name] += args[0].numel() // (module.in_channels * batch)
+            else:
+                found[name] += output.numel() // (_width(module) * batch)
 
         return count
 
     hooks = [
         module.register_forward_hook(counter(f"{name}.weight"))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and not module.transposed)
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
     ]
     try:
         with torch.no_grad():
@@ -186,9 +190,12 @@ class _Finder:
         self.graph = graph
         self.names = {module: name for name, module in model.named_modules()}
         self.parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
+        rms_norm = getattr(nn, "RMSNorm", ())
+        self.norms = {name for name, module in model.named_modules() if isinstance(module, rms_norm)}
         self.dummies = tuple(
             getattr(library.ops, name) for name in dir(library.ops) if name.startswith("_") and name.endswith("Op")
         )
+        self.output = library.ops._OutputOp
         self.order = {name: index for index, (name, _) in enumerate(model.named_modules())}
         self.shared = _shared_tensors(model)
         self.tensors = dict(_named_tensors(model))
@@ -199,26 +206,31 @@ class _Finder:
             if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
                 self._follow(module)
         items = {id(item): item for item in self.item_of.values()}
-        by_shape: dict[Any, list[_Item]] = defaultdict(list)
+        groups: list[tuple[set[str], list[_Item]]] = []
         for item in items.values():
-            # Layers of one width take the same number of channels from the same places.
-            shape = (
-                *sorted((name, len(channels)) for name, channels in item.channels.items()),
-                *sorted((place, len(indices)) for place, indices in item.slices.items()),
-            )
-            by_shape[shape].append(item)
-        found = [self._group(items) for items in by_shape.values()]
+            names, together = set(item.channels), [item]
+            apart = []
+            for layers, others in groups:
+                if layers & names:
+                    names, together = names | layers, others + together
+                else:
+                    apart.append((layers, others))
+            groups = [*apart, (names, together)]
+        found = [self._group(items) for _, items in groups]
         return sorted(found, key=lambda group: min(self.order[name] for name in group.channels))
 
     def _group(self, items: list[_Item]) -> ChannelGroup:
-        names = sorted(items[0].channels, key=self.order.__getitem__)
-        items = sorted(items, key=lambda item: min(item.channels[names[0]]))
-        reasons = sorted({reason for item in items for reason in item.reasons})
+        names = sorted({name for item in items for name in item.channels}, key=self.order.__getitem__)
+        items = sorted(items, key=lambda item: min(item.channels.get(names[0], {-1})))
+        reasons = {reason for item in items for reason in item.reasons}
+        # Layers of one width take the same number of channels from the same places.
+        if len({_extent(item) for item in items}) > 1:
+            reasons.add("some of its channels go another way than the others (a slice, split or chunk)")
         return ChannelGroup(
             name=names[0],
             channels={name: [tuple(sorted(item.channels[name])) for item in items] for name in names},
             slices={place: [tuple(sorted(item.slices[place])) for item in items] for place in items[0].slices},
-            reason="; ".join(reasons) or None,
+            reason="; ".join(sorted(reasons)) or None,
         )
 
     def _follow(self, module: nn.Module) -> None:
@@ -234,8 +246,12 @@ class _Finder:
         group = self.graph.get_pruning_group(module, pruner.prune_out_channels, list(range(width)))
         for entry in group:
             for place, divisor in self._places(entry.dep, fresh):
-                for root, index in zip(entry.root_idxs, entry.idxs, strict=True):
-                    fresh[root].slices[place].add(index % divisor if divisor else index)
+                indices = [index % divisor if divisor else index for index in entry.idxs]
+                if max(indices) >= self.tensors[place[0]].shape[place[1]]:
+                    self._refuse(fresh, f"its channels cannot be followed to {place[0]!r}, which has fewer of them")
+                    continue
+                for root, index in zip(entry.root_idxs, indices, strict=True):
+                    fresh[root].slices[place].add(index)
             target = entry.dep.target.module
             if self._is_output_side(entry.dep) and isinstance(target, (*_CONVOLUTIONS, nn.Linear)):
                 for root, index in zip(entry.root_idxs, entry.idxs, strict=True):
@@ -273,12 +289,16 @@ class _Finder:
     def _places(self, dep: Any, items: list[_Item]) -> list[tuple[Place, int]]:
         """Places that an entry of the library's group reaches, each with a number that indices are taken modulo."""
         target, output_side = dep.target.module, self._is_output_side(dep)
-        if output_side and not dep.target.outputs:
+        if isinstance(target, self.output) or (output_side and not dep.target.outputs):
             return self._refuse(items, "its channels are an output of the network")
         if isinstance(target, self.dummies):
             return []
         if isinstance(target, nn.Parameter):
-            return self._checked(items, [((self.parameter_names[id(target)], dep.target.pruning_dim), 0)])
+            parameter = self.parameter_names[id(target)]
+            owner = parameter.rpartition(".")[0]
+            if owner in self.norms:
+                return self._refuse(items, f"its channels run through {owner!r}, from which none can be removed")
+            return self._checked(items, [((parameter, dep.target.pruning_dim), 0)])
         name, kind = self.names[target], type(target).__name__
         if isinstance(target, _CONVOLUTIONS):
             rows, columns = (1, 0) if target.transposed else (0, 1)
@@ -320,6 +340,14 @@ class _Finder:
         for item in items:
             item.reasons.add(reason)
         return []
+
+
+def _extent(item: _Item) -> tuple[Any, ...]:
+    """How many channels an item takes from where."""
+    return (
+        *sorted((name, len(channels)) for name, channels in item.channels.items()),
+        *sorted((place, len(indices)) for place, indices in item.slices.items()),
+    )
 
 
 def _width(module: Any) -> int:

@@ -32,6 +32,10 @@ class RemovalHistory(nn.Module):
         super().__init__()
         self.removals = list(removals)
 
+    def forward(self, inputs: Any) -> Any:
+        """What it is given: an ``nn.Sequential`` runs every child that it has."""
+        return inputs
+
     def get_extra_state(self) -> dict[str, Any]:
         """The removals as plain data, which load without pickle."""
         return {"version": STATE_VERSION, "removals": [removal.state_dict() for removal in self.removals]}

@@ -24,6 +24,14 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: dict[int, str], rem
         SettingError: if a state has neither one entry nor the shape of its parameter, as in Adafactor or LBFGS.
     """
     for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            held = (names.get(id(parameter)) for group in optimizer.param_groups for parameter in group["params"])
+            for name in held:
+                if name in removal.kept:
+                    raise SettingError(
+                        f"LBFGS keeps one memory for all parameters, {name!r} among them, which cannot be sliced. Use "
+                        "mode='mask', or an optimizer such as SGD, RMSprop, Adam or AdamW."
+                    )
         for parameter, state in optimizer.state.items():
             name = names.get(id(parameter))
             if name not in removal.kept or not isinstance(state, dict):
