@@ -167,8 +167,13 @@ class ReportLogger:
         writer.flush()
 
 
-def pruning_scalars(report: PruningReport) -> dict[str, float]:
-    """The scalars of what pruning did so far, by key."""
+def pruning_scalars(report: PruningReport, *, step: int) -> dict[str, float]:
+    """The scalars of what pruning did so far, by key.
+
+    Args:
+        report: what was done.
+        step: optimizer steps taken so far; the accuracy before pruning belongs to the step at which it was measured.
+    """
     size = report.after
     scalars = {
         "parameters": float(size.parameters),
@@ -177,7 +182,7 @@ def pruning_scalars(report: PruningReport) -> dict[str, float]:
         "latency_ms": size.latency,
         "accuracy": size.accuracy,
     }
-    if report.steps:
+    if report.steps and report.steps[-1].global_step == step:
         scalars["accuracy_before"] = report.steps[-1].accuracy_before
     return {f"{PREFIX}/pruning/{key}": value for key, value in scalars.items() if math.isfinite(value)}
 
@@ -192,7 +197,7 @@ def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, st
         step: optimizer steps taken so far.
     """
     for logger in loggers:
-        logger.log_metrics({**pruning_scalars(report), "epoch": epoch}, step=step)
+        logger.log_metrics({**pruning_scalars(report, step=step), "epoch": epoch}, step=step)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_custom_scalars"):
             tables = f"{markdown_table(report.rows())}\n\n{markdown_table(report.layer_rows())}"

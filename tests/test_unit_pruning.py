@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -299,6 +300,7 @@ def test_the_trainers_monitor_goes_on_and_keeps_the_places_of_units(tmp_path: Pa
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     logged = {event.step: event.value for event in events.Scalars("unitrole/pruning/macs")}
+    assert [event.step for event in events.Scalars("unitrole/pruning/accuracy_before")] == [10]
     assert list(logged) == [0, 10, 30]
     assert logged[30] <= 0.6 * logged[0]
     assert "unitrole/pruning/widths" in events.Tags()["images"]
@@ -348,6 +350,41 @@ def test_a_setting_that_does_not_fit_the_model_changes_nothing(settings: dict[st
     assert hooks_of(model) == 0
     for (name, values), expected in zip(model.named_parameters(), seeded().parameters(), strict=True):
         assert torch.equal(values, expected), name
+
+
+def test_a_strategy_that_splits_parameters_is_refused() -> None:
+    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
+        """The real one needs a GPU; what counts is its name."""
+
+    strategy = FSDPStrategy(accelerator=pl.accelerators.CPUAccelerator())
+    with pytest.raises(SettingError, match=r"FSDPStrategy splits them\. Train with DDP, or prune the trained network"):
+        fit(seeded(), pruning(), strategy=strategy, accelerator="auto")
+
+
+def test_works_in_the_other_lightning() -> None:
+    class Other(lightning.pytorch.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Digits().net
+
+        forward = Digits.forward
+        training_step = Digits.training_step
+        validation_step = Digits.validation_step
+        configure_optimizers = Digits.configure_optimizers
+
+    callback = pruning()
+    trainer = lightning.pytorch.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Other(), *loaders())
+    assert callback.report is not None
+    assert callback.report.after.macs <= 0.6 * callback.report.before.macs
 
 
 def test_an_average_of_weights_is_refused() -> None:

@@ -8,16 +8,21 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_unitrole.analysis import UnitAnalysis, common_quota
+from lightning_unitrole.analysis import UnitAnalysis
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.criteria import Criterion
 from lightning_unitrole.data.batches import count_images
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.forwards import take_rows
 from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph
 from lightning_unitrole.pruning.history import kept_channels, removals_of
 from lightning_unitrole.pruning.measures import count_macs, count_parameters, measure_latency
 from lightning_unitrole.pruning.removal import Removal
 from lightning_unitrole.pruning.report import NetworkSize
 from lightning_unitrole.pruning.selection import LayerEvidence, saving
+
+_LATENCY_IMAGES = 32
+_LATENCY_MACS = 10**9
 
 
 class NetworkState:
@@ -29,6 +34,11 @@ class NetworkState:
         pl_module: the network.
         masked: what is held at zero in it.
 
+    Raises:
+        SettingError: if a setting does not fit the model, or there are no validation data.
+        DataError: if the validation data are empty.
+        TraceError: if the forward pass cannot be followed.
+
     Attributes:
         analysis: the analysis of the network's layers.
         graph: the network's channel groups.
@@ -39,8 +49,10 @@ class NetworkState:
     ) -> None:
         monitor.forget_layers()
         self.analysis: UnitAnalysis
-        self.analysis, train_probe, self._probe = monitor.prepare(trainer, pl_module)
-        self._quota = common_quota(train_probe.available(), self._probe.available())
+        self.analysis, _, self._probe = monitor.prepare(trainer, pl_module)
+        self._quota = self._probe.available()
+        if not bool(self._quota.any()):
+            raise DataError("The validation data are empty: there is no image to choose units by.")
         self.batch = count_images(self.analysis.example_inputs)
         self.graph = channel_graph(
             self.analysis.runtime.forward, pl_module, self.analysis.example_inputs, batch=self.batch
@@ -56,9 +68,15 @@ class NetworkState:
             "units": sum(_widths(model).values()),
         }
 
-    def size(self) -> NetworkSize:
-        """How large, fast and accurate the network is; masked units do not count."""
+    def size(self, images: int | None = None) -> NetworkSize:
+        """How large, fast and accurate the network is; masked units do not count.
+
+        Args:
+            images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
+        """
         amounts = self.amounts()
+        if images is None:
+            images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(amounts["macs"], 1)))
         widths = _widths(self.analysis.model)
         for group in self.graph.groups:
             for layer, channels in group.channels.items():
@@ -70,10 +88,10 @@ class NetworkState:
             latency=measure_latency(
                 self.analysis.runtime.forward,
                 self.analysis.model,
-                self.analysis.example_inputs,
+                take_rows(self.analysis.example_inputs, torch.arange(images) % self.batch),
                 device=self.analysis.runtime.device,
             ),
-            batch=self.batch,
+            batch=images,
             accuracy=self.accuracy(),
         )
 

@@ -63,7 +63,7 @@ class UnitPruning(pl.Callback):
 
     Logged at the start, whenever units are pruned, and at the end, to every logger: ``unitrole/pruning/parameters``,
     ``unitrole/pruning/macs`` (of one image), ``unitrole/pruning/units``, ``unitrole/pruning/latency_ms`` (a forward
-    pass of a small batch, milliseconds), ``unitrole/pruning/accuracy`` and, whenever units are pruned,
+    pass of up to 32 images, milliseconds), ``unitrole/pruning/accuracy`` and, whenever units are pruned,
     ``unitrole/pruning/accuracy_before`` (both 0 to 1). TensorBoard also gets the figure ``unitrole/pruning/widths`` and
     the text ``unitrole/pruning/report``.
 
@@ -267,7 +267,7 @@ class UnitPruning(pl.Callback):
             self._masked = None
             self._remove(trainer, pl_module, removal)
         network = self._network(trainer, pl_module)
-        self.report = replace(self.report, after=network.size())
+        self.report = replace(self.report, after=network.size(self.report.before.batch))
         network.release()
         self._log(trainer, pl_module)
         rank_zero_info(f"Pruned while training:\n{self.report.table()}")
@@ -319,7 +319,7 @@ class UnitPruning(pl.Callback):
             self._put_mask(pl_module, removal)
         left = units_left(pl_module, self._masked)
         network = self._network(trainer, pl_module)
-        size = network.size()
+        size = network.size(self.report.before.batch)
         network.release()
         step = PruningStep(
             epoch=trainer.current_epoch,
@@ -461,7 +461,7 @@ class UnitPruning(pl.Callback):
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.report is not None
-        scalars = pruning_scalars(self.report)
+        scalars = pruning_scalars(self.report, step=trainer.global_step)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             log_pruning(self.report, trainer.loggers, epoch=trainer.current_epoch, step=trainer.global_step)
