@@ -88,13 +88,16 @@ class Crash(pl.Callback):
 @pytest.mark.parametrize("mode", ["remove", "mask"])
 @pytest.mark.parametrize("choose_by", ["evidence", "roles", "feature_entropy", "filter_norm"])
 def test_the_amount_is_reached(mode: str, choose_by: str) -> None:
-    model, callback = seeded(), pruning(mode=mode, choose_by=choose_by)
-    fit(model, callback)
+    model, callback = (
+        seeded(),
+        pruning(mode=mode, choose_by=choose_by, start_epoch=5, monitor=monitor(images_per_class=13)),
+    )
+    fit(model, callback, max_epochs=7)
     report = callback.report
     assert report is not None
     assert report.after.macs <= 0.6 * report.before.macs
     assert sum(report.widths.values()) == report.after.units < report.before.units
-    assert [step.epoch for step in report.steps] == [1]
+    assert [step.epoch for step in report.steps] == [5]
     assert sum(map(len, report.steps[0].units.values())) == report.before.units - report.after.units
     if mode == "remove":
         assert num_parameters(model) == report.after.parameters
@@ -102,6 +105,33 @@ def test_the_amount_is_reached(mode: str, choose_by: str) -> None:
         assert num_parameters(model) == report.before.parameters
     assert hooks_of(model) == 0
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"choose_by": "evidence"}, id="evidence"),
+        pytest.param({"choose_by": "roles"}, id="roles"),
+        pytest.param({"choose_by": "taylor", "max_accuracy_drop": 0.1}, id="limit"),
+    ],
+)
+def test_pruning_is_put_off_while_the_network_knows_nothing(settings: dict[str, Any]) -> None:
+    model, callback = seeded(), pruning(start_epoch=0, **settings)
+    with pytest.warns(UserWarning, match=r"Nothing was pruned at the start of epoch 0: .* may be chance"):
+        fit(model, callback, max_epochs=1)
+    assert callback.report is not None
+    assert callback.report.steps == ()
+    assert num_parameters(model) == num_parameters(Digits())
+
+
+def test_a_limit_alone_prunes_what_the_curves_allow() -> None:
+    parameters = []
+    for drop in (0.0, 0.2):
+        model = seeded()
+        watching = monitor(images_per_class=13)
+        fit(model, UnitPruning(max_accuracy_drop=drop, start_epoch=6, monitor=watching), max_epochs=7)
+        parameters.append(num_parameters(model))
+    assert num_parameters(Digits()) >= parameters[0] > parameters[1]
 
 
 def test_masked_units_stay_at_zero_and_can_be_removed_at_the_end() -> None:
@@ -293,7 +323,7 @@ def test_frozen_layers_stay_frozen() -> None:
 def test_the_trainers_monitor_goes_on_and_keeps_the_places_of_units(tmp_path: Path) -> None:
     model, watching = seeded(), monitor(every_n_epochs=1, layers="all")
     logger = pl.loggers.TensorBoardLogger(tmp_path)
-    callback = UnitPruning(amount=0.4)
+    callback = UnitPruning(amount=0.4, choose_by="taylor")
     fit(model, watching, callback, max_epochs=3, logger=logger)
     assert watching.report is not None
     assert watching.report.layers["net.3"].num_units == model.net[3].out_channels

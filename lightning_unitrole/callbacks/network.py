@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
@@ -98,6 +99,17 @@ class NetworkState:
     def accuracy(self) -> float:
         """Share of the validation images that the network gets right, 0 to 1."""
         return self.analysis.accuracy(self._probe, self._quota)
+
+    def knows_something(self, accuracy: float) -> bool:
+        """Whether an accuracy is above that of always naming the most frequent class, by three standard errors.
+
+        With a ``score_fn`` there is no such thing as chance, and every score is taken to say something.
+        """
+        if self.analysis.settings.score_fn is not None:
+            return True
+        images = int(self._quota.sum())
+        chance = int(self._quota.max()) / images
+        return accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / images)
 
     def evidence(self, criteria: Sequence[str | Criterion]) -> list[LayerEvidence]:
         """Rankings and ablation curves of the layers, on validation images."""

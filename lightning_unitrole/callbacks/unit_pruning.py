@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,10 @@ class UnitPruning(pl.Callback):
     :class:`~lightning_unitrole.callbacks.monitor.UnitRoleMonitor` (its data, functions and criterion; without one, with
     its defaults). Channels that hang together, in residual sums, concatenations, gates and depthwise convolutions, go
     together and are judged together. Training goes on with the same optimizers and schedulers, whose memory is sliced.
+
+    A network that is no better than chance has no ablation curve to go by; then pruning is put off, with a warning.
+    What measuring costs grows with the number of layers, the monitor's ``images_per_class`` and ``ablation_points``,
+    and, for ``"evidence"`` without a ``criterion``, with the number of criteria.
 
     Units are chosen on validation images, so the accuracy on them is a little too good afterwards: keep test images
     aside for a figure to report.
@@ -244,8 +249,8 @@ class UnitPruning(pl.Callback):
         due = self.schedule.latest(trainer.current_epoch)
         if due is None or due <= self._last_epoch:
             return
-        self._prune(trainer, pl_module, due)
-        self._last_epoch = due
+        if self._prune(trainer, pl_module, due):
+            self._last_epoch = due
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Leave masked units out of the gradients' norm."""
@@ -295,11 +300,21 @@ class UnitPruning(pl.Callback):
         self._mask.restore()
         self._mask = self._masked = None
 
-    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
-        """Measure, choose, and remove or mask."""
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> bool:
+        """Measure, choose, and remove or mask; False where there was nothing to choose by."""
         assert self.report is not None
         network = self._network(trainer, pl_module)
         accuracy_before = network.accuracy()
+        if self._needs_accuracy and not network.knows_something(accuracy_before):
+            if trainer.is_global_zero:
+                warnings.warn(
+                    f"Nothing was pruned at the start of epoch {trainer.current_epoch}: the network gets "
+                    f"{100 * accuracy_before:.1f} % of the validation images right, which may be chance, so its "
+                    "ablation curves say nothing yet. UnitPruning tries again at the next epoch; start later with "
+                    "start_epoch=, or choose units by a criterion.",
+                    stacklevel=2,
+                )
+            return False
         choice = choose(
             self._candidates(network, trainer, pl_module),
             network.graph,
@@ -337,6 +352,7 @@ class UnitPruning(pl.Callback):
         start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy_before)
         self.report = replace(self.report, before=start, after=size, steps=(*self.report.steps, step))
         self._log(trainer, pl_module)
+        return True
 
     def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
@@ -387,6 +403,10 @@ class UnitPruning(pl.Callback):
                 ablation_points=template.settings.ablation_points or _ABLATION_POINTS,
             )
         return self._own
+
+    @property
+    def _needs_accuracy(self) -> bool:
+        return self.choose_by in (EVIDENCE, ROLES) or self.limits.max_drop is not None
 
     @property
     def _by_criterion(self) -> bool:
