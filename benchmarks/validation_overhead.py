@@ -1,9 +1,9 @@
 """What the monitor adds to a validation epoch at its defaults, without ablation: ResNet-18 and VGG-16.
 
-Epochs with and without the monitor alternate; medians and the median of the ratios pair by pair are printed. Every
-validation image is recorded, which is the worst case: of a larger set only images_per_class of each class are. The pass
-over training images that follows comes once an analysed epoch and costs what so many images cost in validation; it
-stands in a column of its own. Images are random numbers held in memory, so no data loader hides the monitor's cost.
+Epochs with and without the monitor alternate; medians and the median of the ratios pair by pair are printed. With
+``--recorded 1`` every validation image is recorded, which is the worst case: of a larger set only images_per_class of
+each class are, a tenth of CIFAR-10's test images at the defaults. The pass over training images that follows comes once
+an analysed epoch and costs what so many images cost in validation; it stands in a column of its own. Images are random numbers held in memory, so no data loader hides the monitor's cost.
 """
 
 import argparse
@@ -83,13 +83,16 @@ def gate() -> None:
         sys.exit("The birth points of this machine's backend are wrong; no figure is printed.")
 
 
-def measure(name: str, size: int, images: int, classes: int, repeats: int) -> list[tuple[float, float, float]]:
+def measure(
+    name: str, size: int, images: int, classes: int, repeats: int, recorded: float
+) -> list[tuple[float, float, float]]:
     """Seconds of the loop without the monitor, with it, and of its pass over training images, for each repeat."""
     model = Classifier(NETWORKS[name](num_classes=classes))
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(images, 3, size, size, generator=generator), torch.arange(images) % classes)
     loader = DataLoader(data, batch_size=32)
-    monitor = UnitRoleMonitor(ablation_points=0, train_data=loader)
+    per_class = max(1, round(recorded * images / classes))
+    monitor = UnitRoleMonitor(ablation_points=0, train_data=loader, images_per_class=per_class)
     watch = Stopwatch()
 
     def epoch(*callbacks: pl.Callback) -> tuple[float, float]:
@@ -115,6 +118,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--images", type=int, default=256, help="images of an epoch at 32 pixels; a quarter at 224")
     parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--recorded", type=float, default=1.0, help="share of the images that are recorded")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--pixels", nargs="+", type=int, choices=(32, 224), default=[32, 224])
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -123,9 +129,10 @@ def main() -> None:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, Python {platform.python_version()}, torch {torch.__version__}, Lightning {pl.__version__}")
     print(f"{'network':<10}{'pixels':>7}{'images':>8}{'without':>10}{'with':>10}{'ratio':>8}{'training pass':>15}")
-    for name in NETWORKS:
-        for size, images in ((32, arguments.images), (224, max(arguments.images // 4, arguments.classes))):
-            rounds = measure(name, size, images, arguments.classes, arguments.repeats)
+    for name in arguments.networks:
+        for size in arguments.pixels:
+            images = arguments.images if size == 32 else max(arguments.images // 4, arguments.classes)
+            rounds = measure(name, size, images, arguments.classes, arguments.repeats, arguments.recorded)
             without, with_monitor, after = (statistics.median(column) for column in zip(*rounds, strict=True))
             ratio = statistics.median(tapped / plain for plain, tapped, _ in rounds)
             print(
