@@ -2,8 +2,9 @@
 
 Epochs with and without the monitor alternate; medians and the median of the ratios pair by pair are printed. With
 ``--recorded 1`` every validation image is recorded, which is the worst case: of a larger set only images_per_class of
-each class are, a tenth of CIFAR-10's test images at the defaults. The pass over training images that follows comes once
-an analysed epoch and costs what so many images cost in validation; it stands in a column of its own. Images are random numbers held in memory, so no data loader hides the monitor's cost.
+each class are, a tenth of CIFAR-10's test images at the defaults. The pass over training images that follows comes
+once an analysed epoch and costs what so many images cost in validation; it stands in a column of its own. Images are
+random numbers held in memory, so no data loader hides the monitor's cost.
 """
 
 import argparse
