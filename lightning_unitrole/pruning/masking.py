@@ -29,7 +29,12 @@ class UnitMask:
     def __init__(self, model: nn.Module, removal: Removal) -> None:
         self.model, self.removal = model, removal
         parameters = dict(model.named_parameters())
+        present = {*parameters, *dict(model.named_buffers())}
         for name, shape in removal.shapes.items():
+            if name not in present:
+                raise DataError(
+                    f"The mask does not fit this {type(model).__name__}: it has no parameter or buffer {name!r}."
+                )
             if name in parameters and tuple(parameters[name].shape) != shape:
                 raise DataError(
                     f"The mask does not fit this {type(model).__name__}: {name!r} has shape "
