@@ -168,7 +168,10 @@ def test_masked_and_removed_training_go_the_same_way() -> None:
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)
 
 
-def test_restoring_brings_the_weights_back() -> None:
+@pytest.mark.parametrize("masked", [{}, {"schedule": "linear", "end_epoch": 1}], ids=["once", "twice"])
+def test_restoring_brings_the_weights_back(masked: dict[str, Any]) -> None:
+    """With a learning rate of zero, so that the weights between two masks are those from before."""
+
     class Restore(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             self.before = getattr(self, "before", None) or {n: p.clone() for n, p in pl_module.named_parameters()}
@@ -178,14 +181,19 @@ def test_restoring_brings_the_weights_back() -> None:
             self.callback = callback
 
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-            if self.callback._mask is not None:
+            if self.callback._mask is not None and trainer.current_epoch == trainer.max_epochs - 1:
                 assert any(int((p == 0).sum()) > 10 for p in pl_module.parameters())
                 self.callback.restore_masked()
                 self.found = {n: p.clone() for n, p in pl_module.named_parameters()}
 
-    model, callback, before = seeded(), pruning(mode="mask", start_epoch=0), Restore()
+    class Still(Digits):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    torch.manual_seed(0)
+    model, callback, before = Still(), pruning(mode="mask", start_epoch=0, **masked), Restore()
     after = RestoreAfterMasking(callback)
-    fit(model, before, callback, after, max_epochs=1)
+    fit(model, before, callback, after, max_epochs=2)
     for name, values in before.before.items():
         assert torch.equal(values, after.found[name]), name
     with pytest.raises(SettingError, match="No unit is masked"):

@@ -292,6 +292,8 @@ class UnitPruning(pl.Callback):
     def restore_masked(self) -> None:
         """Take the mask off, with every masked weight as it was when its unit was masked; while training runs.
 
+        What was masked before training was resumed from a checkpoint comes back as zeros.
+
         Raises:
             SettingError: if nothing is masked.
         """
@@ -361,12 +363,17 @@ class UnitPruning(pl.Callback):
         analysis = self._monitor(trainer).prepare(trainer, pl_module)[0]
         with torch.inference_mode(False):
             change = remove_checked(analysis.runtime.forward, pl_module, removal, analysis.example_inputs)
-            carry_over(trainer.optimizers, change)
+            try:
+                carry_over(trainer.optimizers, change)
+            except BaseException:
+                change.undo()
+                raise
         record_removals(pl_module, [*removals_of(pl_module), removal])
         self._model_changed(trainer, pl_module)
 
     def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
-        self._drop_mask()
+        if self._mask is not None:
+            self._mask.restore()  # so that the new mask can bring back what the old one took
         self._mask, self._masked = UnitMask(pl_module, removal), removal
         if self._mask.hooks:
             _recompile()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.pruning.removal import Change, Removal
+from lightning_unitrole.pruning.removal import Change, Removal, Replaced
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], names: dict[int, str], removal: Removal) -> None:
@@ -53,20 +54,29 @@ def carry_over(optimizers: Sequence[Optimizer], change: Change) -> None:
         change: the change of the network.
     """
     replaced = {id(one.before): one for one in change.replaced}
+    # All states are sliced before the first is put in its place, so that a failure leaves the optimizers as they were.
+    states = [
+        (optimizer, parameter, replaced[id(parameter)].after, _sliced(state, replaced[id(parameter)]))
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        if id(parameter) in replaced
+    ]
+    for optimizer, before, after, state in states:
+        del optimizer.state[before]
+        optimizer.state[after] = state
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             parameters = group["params"]
             for index, parameter in enumerate(parameters):
                 if id(parameter) in replaced:
                     parameters[index] = replaced[id(parameter)].after
-        for parameter in list(optimizer.state):
-            one = replaced.get(id(parameter))
-            if one is not None:
-                state = optimizer.state.pop(parameter)
-                with torch.inference_mode(False), torch.no_grad():
-                    optimizer.state[one.after] = {
-                        key: one.change(value)
-                        if isinstance(value, Tensor) and value.shape == one.before.shape and value.dim()
-                        else value
-                        for key, value in state.items()
-                    }
+
+
+def _sliced(state: dict[str, Any], one: Replaced) -> dict[str, Any]:
+    with torch.inference_mode(False), torch.no_grad():
+        return {
+            key: one.change(value)
+            if isinstance(value, Tensor) and value.shape == one.before.shape and value.dim()
+            else value
+            for key, value in state.items()
+        }
