@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
@@ -30,17 +28,16 @@ from lightning_unitrole.pruning.report import PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
 from lightning_unitrole.pruning.selection import (
     AMOUNTS,
-    Candidate,
+    EVIDENCE,
+    ROLES,
     LayerEvidence,
     Limits,
-    accuracy_drop,
     choose,
-    item_scores,
-    unit_scores,
+    find_candidates,
+    prunable_groups,
 )
 
 STATE_VERSION = 1
-EVIDENCE, ROLES = "evidence", "roles"
 _MODES = ("remove", "mask")
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
@@ -236,7 +233,7 @@ class UnitPruning(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the settings fit the model, and measure it as it is."""
         network = self._network(trainer, pl_module)
-        groups = self._prunable_groups(network)
+        groups = self._groups(network)
         if self.report is None:
             self._original = network.amounts() | {f"width/{group.name}": len(group) for group in groups}
             size = network.size()
@@ -318,7 +315,12 @@ class UnitPruning(pl.Callback):
                 )
             return False
         choice = choose(
-            self._candidates(network, trainer, pl_module),
+            find_candidates(
+                self._groups(network),
+                self._evidence(network, trainer, pl_module),
+                choose_by=self.choose_by if isinstance(self.choose_by, str) else "criterion",
+                gone=network.gone,
+            ),
             network.graph,
             amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
             of=self.of,
@@ -404,10 +406,11 @@ class UnitPruning(pl.Callback):
             else:
                 template = found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS)
             criterion = self.choose_by if self._by_criterion else self.criterion
+            points = template.settings.ablation_points or _ABLATION_POINTS
             self._own = template.sibling(
                 layers=self.layers,
                 criterion=template.settings.criterion if criterion is None else criterion,
-                ablation_points=template.settings.ablation_points or _ABLATION_POINTS,
+                ablation_points=points if self._needs_accuracy else 0,
             )
         return self._own
 
@@ -432,59 +435,13 @@ class UnitPruning(pl.Callback):
             return network.evidence([name for name in CRITERIA if name != "random"])
         return network.evidence([monitor.settings.criterion])
 
-    def _candidates(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Candidate]:
-        """The groups that may be pruned, with scores of their items."""
-        choose_by = self.choose_by if isinstance(self.choose_by, str) else "criterion"
-        scores: dict[str, Tensor] = {}
-        drops: dict[str, Tensor] = {}
-        for layer in self._evidence(network, trainer, pl_module):
-            for of_layer, values in ((scores, unit_scores(layer, choose_by)), (drops, accuracy_drop(layer))):
-                module = layer.name.partition("#")[0]
-                # A module that is called twice has units of two kinds in the same channels: the more useful one counts.
-                of_layer[module] = torch.maximum(of_layer[module], values) if module in of_layer else values
-        found = []
-        for group in self._prunable_groups(network):
-            score = item_scores(group, scores, torch.sum if choose_by == EVIDENCE else torch.mean)
-            if score is not None:
-                gone = frozenset(network.gone.get(group.name, ()))
-                found.append(Candidate(group, score, item_scores(group, drops, torch.sum), gone))
-        return found
-
-    def _prunable_groups(self, network: NetworkState) -> list[ChannelGroup]:
-        """The groups that the settings allow to be pruned.
-
-        Raises:
-            SettingError: if a layer that was asked for by name cannot be pruned, or ``skip_layers`` names none.
-        """
-        groups = network.graph.groups
-        names = [layer for group in groups for layer in group.channels]
-        for pattern in self.skip_layers:
-            if not fnmatch.filter(names, pattern):
-                raise SettingError(f"skip_layers names {pattern!r}, which is none of the layers: {', '.join(names)}.")
-        skipped = {name for pattern in self.skip_layers for name in fnmatch.filter(names, pattern)}
-        measured = {layer.name.partition("#")[0] for layer in network.analysis.layers}
-        asked = [] if isinstance(self.layers, str) and self.layers in ("all", "auto") else self.layers
-        explicit = measured & set([asked] if isinstance(asked, str) else asked)
-        found = []
-        for group in groups:
-            wanted = sorted(explicit & set(group.channels))
-            left_alone = sorted(skipped & set(group.channels))
-            if wanted and group.reason is not None:
-                raise SettingError(f"Layer {wanted[0]!r} cannot be pruned: {group.reason}.")
-            if wanted and left_alone:
-                raise SettingError(
-                    f"Layer {wanted[0]!r} cannot be pruned without {left_alone[0]!r}, which skip_layers names: they "
-                    "share their channels. Take one of them out of its list."
-                )
-            if group.reason is None and not left_alone and measured & set(group.channels):
-                found.append(group)
-        if not found:
-            raise SettingError(
-                "No layer is left that can be pruned. "
-                + "; ".join(f"{group.name!r}: {group.reason or 'skipped, or not measured'}" for group in groups)
-                + "."
-            )
-        return found
+    def _groups(self, network: NetworkState) -> list[ChannelGroup]:
+        """The groups that the settings allow to be pruned."""
+        measured = [layer.name for layer in network.analysis.layers]
+        layers = [self.layers] if isinstance(self.layers, str) else self.layers
+        return prunable_groups(
+            network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
+        )
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.report is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from lightning_unitrole.errors import SettingError
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
 from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
 
+EVIDENCE, ROLES = "evidence", "roles"
 AMOUNTS = ("macs", "parameters", "units", "layer")
 _TIE = 1e-6
 
@@ -100,9 +102,9 @@ def unit_scores(layer: LayerEvidence, choose_by: str) -> Tensor:
             :func:`rank_position`. Ties go by rank position.
     """
     position = rank_position(layer)
-    if choose_by == "evidence":
+    if choose_by == EVIDENCE:
         return accuracy_drop(layer) + _TIE * position
-    if choose_by == "roles":
+    if choose_by == ROLES:
         return role_need(layer) + _TIE * position
     return position
 
@@ -157,6 +159,83 @@ class Candidate:
     scores: Tensor
     drops: Tensor | None = None
     gone: frozenset[int] = frozenset()
+
+
+def prunable_groups(
+    graph: ChannelGraph, measured: Sequence[str], *, by_name: Collection[str] = (), skip_layers: Sequence[str] = ()
+) -> list[ChannelGroup]:
+    """The channel groups that may be pruned.
+
+    Args:
+        graph: the network's channel groups.
+        measured: names of the layers whose units were measured; ``name#1`` is the second call of the module ``name``.
+        by_name: those that the user named, for which it is an error that they cannot be pruned.
+        skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them.
+
+    Raises:
+        SettingError: if a layer that was named cannot be pruned, ``skip_layers`` names none, or none is left.
+    """
+    names = [layer for group in graph.groups for layer in group.channels]
+    for pattern in skip_layers:
+        if not fnmatch.filter(names, pattern):
+            raise SettingError(f"skip_layers names {pattern!r}, which is none of the layers: {', '.join(names)}.")
+    skipped = {name for pattern in skip_layers for name in fnmatch.filter(names, pattern)}
+    known, named = (({name.partition("#")[0] for name in layers}) for layers in (measured, by_name))
+    found = []
+    for group in graph.groups:
+        wanted, left_alone = sorted(named & set(group.channels)), sorted(skipped & set(group.channels))
+        if wanted and group.reason is not None:
+            raise SettingError(f"Layer {wanted[0]!r} cannot be pruned: {group.reason}.")
+        if wanted and left_alone:
+            raise SettingError(
+                f"Layer {wanted[0]!r} cannot be pruned without {left_alone[0]!r}, which skip_layers names: they share "
+                "their channels. Take one of them out of its list."
+            )
+        if group.reason is None and not left_alone and known & set(group.channels):
+            found.append(group)
+    if not found:
+        reasons = (f"{group.name!r}: {group.reason or 'skipped, or not measured'}" for group in graph.groups)
+        raise SettingError(f"No layer is left that can be pruned. {'; '.join(reasons)}.")
+    return found
+
+
+def find_candidates(
+    groups: Sequence[ChannelGroup],
+    evidence: Sequence[LayerEvidence],
+    *,
+    choose_by: str,
+    gone: Mapping[str, Collection[int]],
+) -> list[Candidate]:
+    """Scores of the items of channel groups, from what was measured of all units that a removal takes.
+
+    Accuracy drops of the units of an item add up; need and rank positions are averaged.
+
+    Args:
+        groups: the groups that may be pruned.
+        evidence: what was measured, by layer.
+        choose_by: see :func:`unit_scores`.
+        gone: items that are masked already, by the group's name.
+
+    Raises:
+        SettingError: if something was not measured that ``choose_by`` needs.
+    """
+    scores: dict[str, Tensor] = {}
+    drops: dict[str, Tensor] = {}
+    for layer in evidence:
+        module = layer.name.partition("#")[0]
+        measured = [(scores, unit_scores(layer, choose_by))]
+        if layer.curve is not None:
+            measured.append((drops, accuracy_drop(layer)))
+        for by_module, values in measured:
+            # A module that is called twice has units of two kinds in the same channels: the more useful one counts.
+            by_module[module] = torch.maximum(by_module[module], values) if module in by_module else values
+    found = []
+    for group in groups:
+        score = item_scores(group, scores, torch.sum if choose_by == EVIDENCE else torch.mean)
+        if score is not None:
+            masked = frozenset(gone.get(group.name, ()))
+            found.append(Candidate(group, score, item_scores(group, drops, torch.sum), masked))
+    return found
 
 
 @dataclass(frozen=True)
