@@ -313,6 +313,8 @@ class _Finder:
             return self._checked(items, [((f"{name}.weight", 1), 0)])
         if isinstance(target, _BATCH_NORMS):
             tensors = ("weight", "bias", "running_mean", "running_var")
+            if isinstance(target, nn.modules.instancenorm._InstanceNorm) and target.weight is None:
+                return self._refuse(items, f"{name!r}, a {kind}, has no weights by which to see its width")
             return self._checked(items, [((f"{name}.{tensor}", 0), 0) for tensor in tensors])
         if isinstance(target, nn.LayerNorm) and len(target.normalized_shape) == 1 and target.elementwise_affine:
             return self._checked(items, [((f"{name}.weight", 0), 0), ((f"{name}.bias", 0), 0)])

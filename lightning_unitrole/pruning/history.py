@@ -162,11 +162,7 @@ def load_pruned(
         >>> model = load_pruned(Classifier, "epoch=9.ckpt", width=64)  # doctest: +SKIP
     """
     checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
-    saved = {
-        name: value
-        for name, value in dict(checkpoint.get("hyper_parameters", {})).items()
-        if _accepts(model_class, name)
-    }
+    saved = _saved_arguments(checkpoint, model_class)
     model = model_class(**{**saved, **arguments})
     weights = checkpoint.get("state_dict", checkpoint)
     handle = follow_state_dict(model)
@@ -175,6 +171,15 @@ def load_pruned(
     finally:
         handle.remove()
     return model.eval()
+
+
+def _saved_arguments(checkpoint: Mapping[str, Any], model_class: Callable[..., Any]) -> dict[str, Any]:
+    """What ``save_hyperparameters`` wrote: arguments by name, or one argument that holds them all."""
+    saved = checkpoint.get("hyper_parameters", {})
+    whole = checkpoint.get("hparams_name", "kwargs")
+    if whole and whole != "kwargs" and _accepts(model_class, whole):
+        return {whole: saved}
+    return {name: value for name, value in dict(saved).items() if _accepts(model_class, name)}
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:

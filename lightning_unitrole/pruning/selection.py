@@ -65,7 +65,8 @@ def accuracy_drop(layer: LayerEvidence) -> Tensor:
             f"Layer {layer.name!r} has no ablation curve to read accuracy drops from; expected ablation_points of at "
             "least 2."
         )
-    lost = (curve.accuracy[0] - curve.accuracy).clamp(min=0).cummax(0).values
+    # Where an accuracy is not a number, all of it counts as lost.
+    lost = (curve.accuracy[0] - curve.accuracy.nan_to_num(nan=0.0)).clamp(min=0).cummax(0).values
     ablated, wanted = curve.ablated.double(), torch.arange(1, int(curve.ablated[-1]) + 1, dtype=torch.float64)
     right = torch.searchsorted(ablated, wanted).clamp(max=len(ablated) - 1)
     left = (right - 1).clamp(min=0)

@@ -171,6 +171,27 @@ class Module(pl.LightningModule):
         return self.net(x)
 
 
+class Configured(pl.LightningModule):
+    """Takes all its hyperparameters in one argument."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)
+        self.net = Chain(config["width"])
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+def test_load_pruned_with_all_hyperparameters_in_one(tmp_path: Path) -> None:
+    source, inputs = Configured({"width": 6}).eval(), images().float()
+    prune(source, {"net.first": [0, 3]}, inputs)
+    saved: dict[str, Any] = {"state_dict": source.state_dict(), "hyper_parameters": dict(source.hparams)}
+    torch.save({**saved, "hparams_name": source._hparams_name}, tmp_path / "one.ckpt")
+    loaded = load_pruned(Configured, tmp_path / "one.ckpt")
+    assert torch.equal(outputs(loaded, inputs)[0], outputs(source, inputs)[0])
+
+
 @pytest.mark.parametrize("build", [Chain, lambda width=6: Chain(width)], ids=["class", "function"])
 def test_load_pruned(build: Callable[..., nn.Module], tmp_path: Path) -> None:
     source, inputs = pruned_twice().float(), images().float()
