@@ -19,3 +19,20 @@ class BackendError(UnitRoleError, ImportError):
 
 class TraceError(UnitRoleError, RuntimeError):
     """The forward pass of a model could not be followed."""
+
+
+def refuse_newer(what: str, version: int, known: int) -> None:
+    """Refuse data that a newer version of the package wrote.
+
+    Args:
+        what: what was found, with its version, as the beginning of a sentence.
+        version: the version of its format.
+        known: the latest version that this package reads.
+
+    Raises:
+        DataError: if ``version`` is above ``known``.
+    """
+    if version > known:
+        raise DataError(
+            f"{what} {version}; this version of lightning-unitrole reads up to {known}. Upgrade lightning-unitrole."
+        )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_unitrole.errors import DataError
+from lightning_unitrole.errors import DataError, refuse_newer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -430,11 +430,7 @@ def _flatten(report: UnitReport) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unflatten(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> UnitReport:
-    if meta.get("format", 0) > FORMAT_VERSION:
-        raise DataError(
-            f"This unit report has format {meta['format']}; this version of lightning-unitrole reads up to "
-            f"{FORMAT_VERSION}. Upgrade lightning-unitrole to read it."
-        )
+    refuse_newer("This unit report has format", meta.get("format", 0), FORMAT_VERSION)
     layers = {}
     for index, described in enumerate(meta["layers"]):
         splits = {

@@ -25,7 +25,7 @@ from lightning_unitrole.criteria import Criterion, resolve_criterion
 from lightning_unitrole.data.batches import BatchFn, GroupFn
 from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch, is_sequential
 from lightning_unitrole.data.probe import Probe
-from lightning_unitrole.errors import BackendError, DataError, SettingError, UnitRoleError
+from lightning_unitrole.errors import BackendError, SettingError, UnitRoleError, refuse_newer
 from lightning_unitrole.live import LiveRecording
 from lightning_unitrole.logs import ReportLogger, report_scalars
 from lightning_unitrole.progress import trainer_progress
@@ -179,11 +179,7 @@ class UnitRoleMonitor(pl.Callback):
         Raises:
             DataError: if a newer version of the package wrote it.
         """
-        if state_dict["version"] > STATE_VERSION:
-            raise DataError(
-                f"The checkpoint holds a UnitRoleMonitor state of version {state_dict['version']}; this version of "
-                f"lightning-unitrole reads up to {STATE_VERSION}. Upgrade lightning-unitrole."
-            )
+        refuse_newer("The checkpoint holds a UnitRoleMonitor state of version", state_dict["version"], STATE_VERSION)
         reports = [UnitReport.from_state_dict(state) for state in state_dict["reports"]]
         self.report = reports[-1] if reports else None
         self.history = reports[:-1]

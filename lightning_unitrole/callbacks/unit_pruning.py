@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.callbacks.network import NetworkState, units_left
 from lightning_unitrole.criteria import CRITERIA, Criterion, resolve_criterion
-from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.errors import SettingError, refuse_newer
 from lightning_unitrole.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.checking import remove_checked
 from lightning_unitrole.pruning.coupling import ChannelGroup, torch_pruning
@@ -192,11 +192,7 @@ class UnitPruning(pl.Callback):
         Raises:
             DataError: if a newer version of the package wrote it.
         """
-        if state_dict["version"] > STATE_VERSION:
-            raise DataError(
-                f"The checkpoint holds a UnitPruning state of version {state_dict['version']}; this version of "
-                f"lightning-unitrole reads up to {STATE_VERSION}. Upgrade lightning-unitrole."
-            )
+        refuse_newer("The checkpoint holds a UnitPruning state of version", state_dict["version"], STATE_VERSION)
         self._original = dict(state_dict["original"])
         self._last_epoch = state_dict["last_epoch"]
         masked, report = state_dict["masked"], state_dict["report"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_unitrole.errors import DataError
+from lightning_unitrole.errors import refuse_newer
 from lightning_unitrole.pruning.removal import Removal, regrow, remove
 
 STATE_VERSION = 1
@@ -126,11 +126,7 @@ def _read_history(state_dict: Mapping[str, Any]) -> list[Removal]:
     state = state_dict.get(_KEY)
     if state is None:
         return []
-    if state["version"] > STATE_VERSION:
-        raise DataError(
-            f"The removal history of the checkpoint has version {state['version']}; this version of lightning-unitrole "
-            f"reads up to {STATE_VERSION}. Upgrade lightning-unitrole."
-        )
+    refuse_newer("The removal history of the checkpoint has version", state["version"], STATE_VERSION)
     return [Removal.from_state_dict(removal) for removal in state["removals"]]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.errors import DataError, SettingError, refuse_newer
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
 
 STATE_VERSION = 1
@@ -59,11 +59,7 @@ class Removal:
         Raises:
             DataError: if a newer version of the package wrote it.
         """
-        if state["version"] > STATE_VERSION:
-            raise DataError(
-                f"The record of a removal has version {state['version']}; this version of lightning-unitrole reads up "
-                f"to {STATE_VERSION}. Upgrade lightning-unitrole."
-            )
+        refuse_newer("The record of a removal has version", state["version"], STATE_VERSION)
         return cls(
             shapes={name: tuple(shape) for name, shape in state["shapes"].items()},
             kept={name: {dim: kept.cpu() for dim, kept in dims.items()} for name, dims in state["kept"].items()},
