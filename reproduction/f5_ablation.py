@@ -240,12 +240,12 @@ def report(rows: Sequence[dict], options: argparse.Namespace) -> None:
     for name, some in (("feature entropy", entropy), ("mean activation", activation)):
         means = [float(np.nanmean(common.select(some, "class_gap", seed=seed))) for seed in range(options.seeds)]
         print(f"each class with its own order, mean gap over layers, {name}: {common.spread(means)}")
-    for column in ("map_size", "births", "degenerate", "agreement"):
-        each = [
-            common.rank_correlation(common.select(entropy, column, seed=seed), common.select(entropy, "gap", seed=seed))
-            for seed in range(options.seeds)
-        ]
-        print(f"over layers, rank correlation of the entropy's gap with {column}: {common.spread(each)}")
+    for gap in ("gap", "class_gap"):
+        for column in ("map_size", "births", "degenerate", "agreement"):
+            known = [row for row in entropy if np.isfinite(row[gap])]
+            pairs = ((common.select(known, key, seed=seed) for key in (column, gap)) for seed in range(options.seeds))
+            each = [common.rank_correlation(*pair) for pair in pairs]
+            print(f"over layers, rank correlation of the entropy's {gap} with {column}: {common.spread(each)}")
     remedies(rows, keys, names, options)
     plot(entropy, second, keys, names, options)
 
@@ -275,7 +275,7 @@ def plot(
     names: Sequence[str],
     options: argparse.Namespace,
 ) -> None:
-    """Gaps of all criteria by layer, and the entropy's gap against how far it agrees with mean activation."""
+    """Gaps of all criteria, and the entropy's gap class by class against its agreement with mean activation."""
     table = [
         [np.mean(common.select(second, "gap", criterion=name, case=case, layer=layer)) for name in names]
         for case, layer, _ in keys
@@ -293,11 +293,11 @@ def plot(
     drawn, axes = common.figure(2)
     for axis, column in zip(axes, ("agreement", "map_size"), strict=True):
         for family, color in (("VGG", "#0072B2"), ("ResNet", "#D55E00")):
-            x, y = ([row[key] for row in entropy if row["case"].startswith(family)] for key in (column, "gap"))
+            x, y = ([row[key] for row in entropy if row["case"].startswith(family)] for key in (column, "class_gap"))
             axis.plot(x, y, "o", color=color, label=family, alpha=0.6)
         axis.axhline(0, color="#999999", linestyle=":")
     axes[0].set_xlabel("rank correlation with mean activation")
-    axes[0].set_ylabel("ranking gap of feature entropy")
+    axes[0].set_ylabel("gap of feature entropy, class by class")
     axes[1].set_xlabel("side of the maps")
     axes[1].legend(fontsize=8, frameon=False)
     common.save_plot(drawn, options.out / "f5_explained.png")
