@@ -94,7 +94,8 @@ class PruningReport:
             ("units", self.before.units, self.after.units),
         ):
             rows.append([name, f"{before:,}", f"{after:,}", f"{before / max(after, 1):.2f}x smaller"])
-        speed = f"{self.before.latency / self.after.latency:.2f}x faster"
+        gain = self.before.latency / self.after.latency
+        speed = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
         latency = f"latency of {self.before.batch} images, ms"
         rows.append([latency, f"{self.before.latency:.2f}", f"{self.after.latency:.2f}", speed])
         change = self.after.accuracy - self.before.accuracy
