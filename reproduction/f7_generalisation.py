@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = common.parse(
         argv,
         __doc__,
-        cost="10 minutes on one core, 3 seeds of 16 networks.",
+        cost="15 minutes on one core, 3 seeds of 16 networks.",
         full={"width": 4.0, "train_per_class": 500, "images_per_class": 100, "ablation_points": 32, "epochs": 100},
         train_per_class=40,
         images_per_class=20,
