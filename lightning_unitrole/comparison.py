@@ -15,6 +15,9 @@ from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.results import CriteriaComparison, CriterionCurves, UnitReport
 
+MARGIN = 0.05
+"""By how much a ranking gap must exceed that of a random order to say something: random orders differ by this much."""
+
 
 def compare_on_probe(
     analysis: UnitAnalysis,
@@ -55,16 +58,16 @@ def compare_on_probe(
 
 
 def misleading_layers(report: UnitReport) -> list[str]:
-    """Layers whose ranking gap on validation images is not above what a random order gets."""
+    """Layers whose ranking gap on validation images is not above what a random order gets by :data:`MARGIN`."""
     return [
         name
         for name, layer in report.layers.items()
-        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap
+        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap + MARGIN
     ]
 
 
 def misleading_ranking(report: UnitReport, comparison: CriteriaComparison) -> str:
-    """What to tell the user of layers whose ranking is no better than a random order.
+    """What to tell the user of layers whose ranking is hardly better than a random order.
 
     Args:
         report: where the ranking was found wanting.
@@ -81,7 +84,7 @@ def misleading_ranking(report: UnitReport, comparison: CriteriaComparison) -> st
         if better not in (report.criterion, None)
         else "No other criterion does better there; do not rely on the roles of these layers."
     )
-    return f"Ranking by {report.criterion} is no better than a random order in {', '.join(gaps)}. {advice}"
+    return f"Ranking by {report.criterion} is hardly better than a random order in {', '.join(gaps)}. {advice}"
 
 
 def compare_criteria(

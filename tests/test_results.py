@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_unitrole.comparison import misleading_layers
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.results import (
     FORMAT_VERSION,
@@ -271,6 +272,22 @@ def test_gaps() -> None:
     assert measured.ranking_gap == pytest.approx(0.65 - 0.325)
     assert measured.random_gap == pytest.approx(0.45 - 0.325)
     assert layer().ranking_gap == layer().val.ranking_gap
+
+
+@pytest.mark.parametrize(
+    ("random", "misleads"),
+    [
+        pytest.param(0.5, False, id="clearly above a random order"),
+        pytest.param(0.81, True, id="above it, but not clearly"),
+        pytest.param(0.95, True, id="below it"),
+    ],
+)
+def test_a_ranking_has_to_beat_a_random_order_clearly(random: float, misleads: bool) -> None:
+    # Area least first 0.65; of a random order 0.2 + 0.5 * random.
+    one = layer()
+    curves = {**one.val.curves, "random": curve(ablated=[0, 2, 5], accuracy=[1.0, random, 0.0])}
+    found = replace(report(), layers={"a": replace(one, val=replace(one.val, curves=curves))})
+    assert misleading_layers(found) == (["a"] if misleads else [])
 
 
 @pytest.mark.parametrize("present", [set(), {"least_first"}, {"most_first"}, {"random"}], ids=lambda names: str(names))

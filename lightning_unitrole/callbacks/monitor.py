@@ -83,7 +83,7 @@ class UnitRoleMonitor(pl.Callback):
             give them.
         val_dataloader_idx: which of several validation loaders to analyse.
         compare_criteria: when to compare all criteria, draw their curves for TensorBoard and name a better criterion:
-            ``"suspect"``, at the end of training, for the layers whose ranking is no better than a random order;
+            ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
 
@@ -286,7 +286,7 @@ class UnitRoleMonitor(pl.Callback):
                 self._compare(trainer, list(report.layers))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where the ranking turned out no better than a random order."""
+        """Say so where the ranking turned out hardly better than a random order."""
         with self._going_on(trainer):
             self._question_ranking(trainer)
 
