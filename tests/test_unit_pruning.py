@@ -300,6 +300,13 @@ def test_a_compiled_module_is_pruned(mode: str) -> None:
     assert (num_parameters(model) < num_parameters(Digits())) == (mode == "remove")
 
 
+def test_validation_data_are_found_before_the_first_epoch_that_validates() -> None:
+    callback = pruning(start_epoch=0)
+    fit(seeded(), callback, num_sanity_val_steps=0, check_val_every_n_epoch=2)
+    assert callback.report is not None
+    assert [step.epoch for step in callback.report.steps] == [0]
+
+
 def test_the_optimizer_and_its_schedule_are_the_same_objects() -> None:
     class Scheduled(Digits):
         def configure_optimizers(self) -> Any:

@@ -321,7 +321,7 @@ class UnitRoleMonitor(pl.Callback):
         return self._analysis, self._train_probe
 
     def _val_loader(self, trainer: pl.Trainer) -> Any:
-        loaders = trainer.val_dataloaders
+        loaders = _validation_data(trainer)
         if loaders is None:
             raise SettingError(_NOTHING_TO_VALIDATE)
         if not isinstance(loaders, (list, tuple)):
@@ -399,6 +399,19 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, UnitRoleError):
         return str(error)
     return f"{type(error).__name__}: {error}. The logger {__name__!r} tells more at level DEBUG."
+
+
+def _validation_data(trainer: Any) -> Any:
+    """The trainer's validation data, also before Lightning has looked at them."""
+    if trainer.val_dataloaders is None and trainer.state.fn == "fit":
+        # Without a sanity check that is so until the first epoch that validates.
+        stage = trainer.state.stage
+        trainer.validating = True
+        try:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        finally:
+            trainer.state.stage = stage
+    return trainer.val_dataloaders
 
 
 def _training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
