@@ -403,7 +403,7 @@ def _in_words(error: Exception) -> str:
 
 def _validation_data(trainer: Any) -> Any:
     """The trainer's validation data, also before Lightning has looked at them."""
-    if trainer.val_dataloaders is None and trainer.state.fn == "fit":
+    if trainer.val_dataloaders is None and trainer.state.fn == "fit" and trainer.enable_validation:
         # Without a sanity check that is so until the first epoch that validates.
         stage = trainer.state.stage
         trainer.validating = True
