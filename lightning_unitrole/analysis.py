@@ -360,13 +360,13 @@ class UnitAnalysis:
             quota: ``[C]`` images to use of each class.
         """
         runtime, score_fn = self.runtime, self.settings.score_fn or classification_score
-        total = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+        found = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has float64
         with self._undisturbed():
             for batch in probe.batches(quota, shard=runtime.shard, shards=runtime.shards):
                 inputs, targets = self._take_apart(batch)
                 _, score = score_fn(runtime.forward(inputs), targets)
-                total += torch.stack([score.double().sum(), torch.tensor(float(len(score)), device=runtime.device)])
-        right, images = runtime.total(total).tolist()
+                found += torch.tensor([float(score.sum()), len(score)], dtype=torch.float64)
+        right, images = runtime.total(found).tolist()
         return right / images if images else float("nan")
 
     def _ablate_ranking(

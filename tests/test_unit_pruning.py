@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_unitrole.callbacks import UnitPruning, UnitRoleMonitor
-from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.errors import BackendError, DataError, SettingError
 from lightning_unitrole.pruning.history import load_pruned, removals_of
 
 SCRIPT = Path(__file__).with_name("distributed_pruning.py")
@@ -430,6 +430,14 @@ def test_works_in_the_other_lightning() -> None:
     trainer.fit(Other(), *loaders())
     assert callback.report is not None
     assert callback.report.after.macs <= 0.6 * callback.report.before.macs
+
+
+def test_without_torch_pruning_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(
+        BackendError, match=r"needs the library Torch-Pruning: pip install 'lightning-unitrole\[prune\]'"
+    ):
+        fit(seeded(), pruning())
 
 
 def test_an_average_of_weights_is_refused() -> None:
