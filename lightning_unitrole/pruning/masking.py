@@ -27,7 +27,6 @@ class UnitMask:
     """
 
     def __init__(self, model: nn.Module, removal: Removal) -> None:
-        self.model, self.removal = model, removal
         parameters = dict(model.named_parameters())
         present = {*parameters, *dict(model.named_buffers())}
         for name, shape in removal.shapes.items():
@@ -41,15 +40,13 @@ class UnitMask:
                     f"{list(parameters[name].shape)}; expected {list(shape)}."
                 )
         self._holes = [
-            (name, dim, removal.removed(name, dim).to(parameters[name].device))
+            (parameters[name], dim, removal.removed(name, dim).to(parameters[name].device))
             for name, dims in removal.kept.items()
             if name in parameters
             for dim in dims
         ]
         # Only what is taken is kept a copy of, so that it can come back.
-        self._taken = [
-            parameters[name].detach().index_select(dim, indices).clone() for name, dim, indices in self._holes
-        ]
+        self._taken = [parameter.detach().index_select(dim, indices) for parameter, dim, indices in self._holes]
         self._hooks = [
             module.register_forward_hook(_LayerNormOfKept(module, removal.kept[f"{name}.weight"][0]))
             for name, module in model.named_modules()
@@ -65,16 +62,14 @@ class UnitMask:
     @torch.no_grad()
     def hold(self) -> None:
         """Set the entries to zero again, after an optimizer step."""
-        parameters = dict(self.model.named_parameters())
-        for name, dim, indices in self._holes:
-            parameters[name].index_fill_(dim, indices.to(parameters[name].device), 0)
+        for parameter, dim, indices in self._holes:
+            parameter.index_fill_(dim, indices.to(parameter.device), 0)
 
     @torch.no_grad()
     def hold_gradients(self) -> None:
         """Set the gradients of the entries to zero, so that they count in no norm and in no average."""
-        parameters = dict(self.model.named_parameters())
-        for name, dim, indices in self._holes:
-            gradient = parameters[name].grad
+        for parameter, dim, indices in self._holes:
+            gradient = parameter.grad
             if gradient is not None:
                 gradient.index_fill_(dim, indices.to(gradient.device), 0)
 
@@ -88,10 +83,9 @@ class UnitMask:
     def restore(self) -> None:
         """Let go of the network, with every entry as it was when the mask was put on."""
         self.drop()
-        parameters = dict(self.model.named_parameters())
         # Where two dimensions of a tensor are masked their copies overlap, and agree: both were taken from the whole.
-        for (name, dim, indices), taken in zip(self._holes, self._taken, strict=True):
-            parameters[name].index_copy_(dim, indices.to(parameters[name].device), taken.to(parameters[name].device))
+        for (parameter, dim, indices), taken in zip(self._holes, self._taken, strict=True):
+            parameter.index_copy_(dim, indices.to(parameter.device), taken.to(parameter.device))
 
 
 class _LayerNormOfKept:
