@@ -43,6 +43,7 @@ from lightning_unitrole.pruning.report import PruningReport
 from lightning_unitrole.results import SPLITS, CriteriaComparison, SplitReport, UnitReport, UnitRole
 from lightning_unitrole.roles import role_transitions, stability
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
+from lightning_unitrole.tracing import module_of
 
 PREFIX = "unitrole"
 Value = TypeVar("Value")
@@ -208,7 +209,7 @@ def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, st
 
 def _by_unit_layer(report: UnitReport, by_module: Mapping[str, Value]) -> dict[str, Value]:
     """The same for each layer of a report, where ``name#1`` is the second call of the module ``name``."""
-    modules = {name: name.partition("#")[0] for name in report.layers}
+    modules = {name: module_of(name) for name in report.layers}
     return {name: by_module[module] for name, module in modules.items() if module in by_module}
 
 

@@ -44,6 +44,11 @@ ADDITIONS = frozenset({"add", "radd", "iadd", "sub", "rsub", "isub"})
 PRODUCTS = frozenset({"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide"})
 
 
+def module_of(layer: str) -> str:
+    """Name of the module behind a layer: ``name#1`` is the second call of ``name`` in a forward pass."""
+    return layer.partition("#")[0]
+
+
 @dataclass(frozen=True)
 class TapSite:
     """Where in a forward pass a tensor can be caught.
@@ -245,7 +250,7 @@ class _Tracer(TorchFunctionMode):
         name = owner or "conv"
         if parameter is not None and parameter.rpartition(".")[2] != "weight":
             name = parameter
-        earlier = sum(other.name.partition("#")[0] == name for other in self.convolutions)
+        earlier = sum(module_of(other.name) == name for other in self.convolutions)
         return Convolution(f"{name}#{earlier}" if earlier else name, owner, depth, step, step)
 
     def _passed_on(self, kind: str, step: Step, operands: list[Tensor], output: Tensor) -> _Carried:

@@ -31,6 +31,7 @@ from lightning_unitrole.logs import ReportLogger, report_scalars
 from lightning_unitrole.progress import trainer_progress
 from lightning_unitrole.pruning.history import removals_of
 from lightning_unitrole.results import CriteriaComparison, UnitReport
+from lightning_unitrole.tracing import module_of
 
 STATE_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -225,8 +226,7 @@ class UnitRoleMonitor(pl.Callback):
         names = [layers] if isinstance(layers, str) else list(layers)
         modules = dict(pl_module.named_modules())
         for name in names:
-            plain = name.split("#")[0]
-            if name not in ("auto", "all") and not set(name) & set("*?[") and plain not in modules:
+            if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
                 weighted = [key for key, module in modules.items() if getattr(module, "weight", None) is not None]
                 convolutions = [key for key in weighted if modules[key].weight.ndim == 4]
                 raise SettingError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +16,7 @@ from lightning_unitrole.criteria import Criterion
 from lightning_unitrole.data.batches import count_images
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.forwards import take_rows
-from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph
+from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph, layer_widths
 from lightning_unitrole.pruning.history import kept_channels, removals_of
 from lightning_unitrole.pruning.measures import count_macs, count_parameters, measure_latency
 from lightning_unitrole.pruning.removal import Removal
@@ -60,13 +61,14 @@ class NetworkState:
         )
         self.gone = {} if masked is None else gone_items(self.graph.groups, masked)
 
+    @cached_property
     def amounts(self) -> dict[str, int]:
         """Parameters, multiply-accumulate operations of one image, and units; masked ones count."""
         model, inputs = self.analysis.model, self.analysis.example_inputs
         return {
             "parameters": count_parameters(model),
             "macs": count_macs(self.analysis.runtime.forward, model, inputs, batch=self.batch),
-            "units": sum(_widths(model).values()),
+            "units": sum(layer_widths(model).values()),
         }
 
     def size(self, images: int | None = None) -> NetworkSize:
@@ -75,16 +77,15 @@ class NetworkState:
         Args:
             images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
         """
-        amounts = self.amounts()
         if images is None:
-            images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(amounts["macs"], 1)))
-        widths = _widths(self.analysis.model)
+            images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
+        widths = layer_widths(self.analysis.model)
         for group in self.graph.groups:
             for layer, channels in group.channels.items():
                 widths[layer] -= sum(len(channels[item]) for item in self.gone.get(group.name, ()))
         return NetworkSize(
-            parameters=amounts["parameters"] - saving(self.graph, self.gone, "parameters"),
-            macs=amounts["macs"] - saving(self.graph, self.gone, "macs"),
+            parameters=self.amounts["parameters"] - saving(self.graph, self.gone, "parameters"),
+            macs=self.amounts["macs"] - saving(self.graph, self.gone, "macs"),
             widths=widths,
             latency=measure_latency(
                 self.analysis.runtime.forward,
@@ -132,21 +133,10 @@ def gone_items(groups: Sequence[ChannelGroup], masked: Removal) -> dict[str, lis
     return {layer: items for layer, items in gone.items() if items}
 
 
-def _widths(model: nn.Module) -> dict[str, int]:
-    """Output channels of each convolution and linear layer, in the order in which the model holds them."""
-    widths = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            widths[name] = module.out_features
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            widths[name] = module.out_channels
-    return widths
-
-
 def units_left(model: nn.Module, masked: Removal | None) -> dict[str, Tensor]:
     """For each layer, the units that are left, ``[K]`` int64, by the indices that they had in the beginning."""
     kept = kept_channels(removals_of(model))
-    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in _widths(model).items()}
+    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in layer_widths(model).items()}
     if masked is not None:
         left |= {layer: left[layer][stays] for layer, stays in masked.channels.items()}
     return left

@@ -231,7 +231,7 @@ class UnitPruning(pl.Callback):
         network = self._network(trainer, pl_module)
         groups = self._groups(network)
         if self.report is None:
-            self._original = network.amounts() | {f"width/{group.name}": len(group) for group in groups}
+            self._original = network.amounts | {f"width/{group.name}": len(group) for group in groups}
             size = network.size()
             self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
             self._log(trainer, pl_module)
@@ -322,7 +322,7 @@ class UnitPruning(pl.Callback):
             of=self.of,
             limits=self.limits,
             original=self._original,
-            now=network.amounts(),
+            now=network.amounts,
         )
         network.release()
         # Every process measures the same; this makes sure that all prune the same.

@@ -23,7 +23,11 @@ from lightning_unitrole.forwards import tensors_in, undisturbed
 Place = tuple[str, int]
 """Name of a parameter or buffer, and one of its dimensions."""
 
+Choice = Mapping[str, Sequence[int]]
+"""Items to remove, by the name of their channel group."""
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear)
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -64,6 +68,19 @@ class ChannelGraph:
     sizes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     positions: Mapping[str, int]
+
+    @property
+    def by_name(self) -> dict[str, ChannelGroup]:
+        """The groups by their names."""
+        return {group.name: group for group in self.groups}
+
+    def taken(self, choice: Choice) -> dict[Place, set[int]]:
+        """The indices that a choice of items takes from each place that it reaches."""
+        groups, taken = self.by_name, defaultdict[Place, set[int]](set)
+        for name, items in choice.items():
+            for place, indices in groups[name].slices.items() if len(items) else ():
+                taken[place].update(*(indices[item] for item in items))
+        return dict(taken)
 
 
 def torch_pruning() -> Any:
@@ -156,7 +173,7 @@ def _positions(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, bat
     hooks = [
         module.register_forward_hook(counter(f"{name}.weight"))
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
+        if isinstance(module, _LAYERS)
     ]
     try:
         with torch.no_grad():
@@ -203,7 +220,7 @@ class _Finder:
 
     def groups(self) -> list[ChannelGroup]:
         for module in list(self.graph.module2node):
-            if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+            if isinstance(module, _LAYERS):
                 self._follow(module)
         items = {id(item): item for item in self.item_of.values()}
         groups: list[tuple[set[str], list[_Item]]] = []
@@ -253,7 +270,7 @@ class _Finder:
                 for root, index in zip(entry.root_idxs, indices, strict=True):
                     fresh[root].slices[place].add(index)
             target = entry.dep.target.module
-            if self._is_output_side(entry.dep) and isinstance(target, (*_CONVOLUTIONS, nn.Linear)):
+            if self._is_output_side(entry.dep) and isinstance(target, _LAYERS):
                 for root, index in zip(entry.root_idxs, entry.idxs, strict=True):
                     fresh[root].channels[self.names[target]].add(index)
             self._tie_convolution_groups(entry, fresh)
@@ -350,6 +367,11 @@ def _extent(item: _Item) -> tuple[Any, ...]:
         *sorted((name, len(channels)) for name, channels in item.channels.items()),
         *sorted((place, len(indices)) for place, indices in item.slices.items()),
     )
+
+
+def layer_widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of each convolution and linear layer, in the order in which the model holds them."""
+    return {name: _width(module) for name, module in model.named_modules() if isinstance(module, _LAYERS)}
 
 
 def _width(module: Any) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import DataError, SettingError, refuse_newer
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
 
 STATE_VERSION = 1
 
@@ -80,10 +80,6 @@ class Removal:
         )
 
 
-Choice = Mapping[str, Sequence[int]]
-"""Items to remove, by the name of their channel group."""
-
-
 def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
     """Work out what a choice of items takes from each tensor.
 
@@ -94,8 +90,7 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
     Raises:
         SettingError: if a group is unknown or cannot be pruned, or nothing would be left of it.
     """
-    groups = {group.name: group for group in graph.groups}
-    leaving: dict[tuple[str, int], set[int]] = {}
+    groups = graph.by_name
     gone: dict[str, set[int]] = {}
     for name, items in choice.items():
         if not len(items):
@@ -105,12 +100,10 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
             raise SettingError(
                 f"All {len(group)} units of layer {name!r} would be removed; at least one has to stay. Remove fewer."
             )
-        for place, indices in group.slices.items():
-            leaving.setdefault(place, set()).update(*(indices[item] for item in items))
         for layer, channels in group.channels.items():
             gone.setdefault(layer, set()).update(*(channels[item] for item in items))
     kept: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), leaves in leaving.items():
+    for (name, dim), leaves in graph.taken(choice).items():
         kept.setdefault(name, {})[dim] = _others(leaves, graph.sizes[name][dim])
     widths: Counter[str] = Counter()
     for group in graph.groups:

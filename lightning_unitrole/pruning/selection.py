@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
+from lightning_unitrole.tracing import module_of
 
 EVIDENCE, ROLES = "evidence", "roles"
 AMOUNTS = ("macs", "parameters", "units", "layer")
@@ -181,7 +182,7 @@ def prunable_groups(
         if not fnmatch.filter(names, pattern):
             raise SettingError(f"skip_layers names {pattern!r}, which is none of the layers: {', '.join(names)}.")
     skipped = {name for pattern in skip_layers for name in fnmatch.filter(names, pattern)}
-    known, named = (({name.partition("#")[0] for name in layers}) for layers in (measured, by_name))
+    known, named = (set(map(module_of, layers)) for layers in (measured, by_name))
     found = []
     for group in graph.groups:
         wanted, left_alone = sorted(named & set(group.channels)), sorted(skipped & set(group.channels))
@@ -223,7 +224,7 @@ def find_candidates(
     scores: dict[str, Tensor] = {}
     drops: dict[str, Tensor] = {}
     for layer in evidence:
-        module = layer.name.partition("#")[0]
+        module = module_of(layer.name)
         measured = [(scores, unit_scores(layer, choose_by))]
         if layer.curve is not None:
             measured.append((drops, accuracy_drop(layer)))
@@ -330,7 +331,7 @@ def choose(
     return chosen(needed)
 
 
-def saving(graph: ChannelGraph, choice: Mapping[str, Sequence[int]], of: str) -> int:
+def saving(graph: ChannelGraph, choice: Choice, of: str) -> int:
     """What a choice takes from the network.
 
     Args:
@@ -339,26 +340,23 @@ def saving(graph: ChannelGraph, choice: Mapping[str, Sequence[int]], of: str) ->
         of: ``"macs"`` of convolutions and linear layers for one image, ``"parameters"`` or ``"units"``, which are
             output channels of convolutions and linear layers.
     """
-    groups = {group.name: group for group in graph.groups}
     if of == "units":
+        groups = graph.by_name
         return sum(
             len(channels[item])
             for name, items in choice.items()
             for channels in groups[name].channels.values()
             for item in items
         )
-    leaving: dict[str, dict[int, set[int]]] = {}
-    for name, items in choice.items():
-        for (tensor, dim), indices in groups[name].slices.items():
-            into = leaving.setdefault(tensor, {}).setdefault(dim, set())
-            for item in items:
-                into.update(indices[item])
+    leaving: dict[str, dict[int, int]] = {}
+    for (tensor, dim), indices in graph.taken(choice).items():
+        leaving.setdefault(tensor, {})[dim] = len(indices)
     total = 0
     for tensor, dims in leaving.items():
         if tensor not in graph.parameters:
             continue
         before = after = 1
         for dim, size in enumerate(graph.sizes[tensor]):
-            before, after = before * size, after * (size - len(dims.get(dim, ())))
+            before, after = before * size, after * (size - dims.get(dim, 0))
         total += (before - after) * (graph.positions.get(tensor, 0) if of == "macs" else 1)
     return total
