@@ -11,6 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 2,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
 
 def digits(count: int, *, start: int = 0, size: int = 16) -> TensorDataset:
     """Some of scikit-learn's handwritten digits, ``[count, 1, size, size]``, with their labels."""
@@ -73,16 +83,25 @@ def loaders(**settings: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 def make_trainer(*callbacks: Any, **settings: Any) -> pl.Trainer:
     """A trainer on the CPU that says nothing and writes nothing."""
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **{**quiet, **settings})
+    return pl.Trainer(callbacks=list(callbacks), **{**QUIET, **settings})
+
+
+def fit_in_the_other_lightning(*callbacks: Any, **settings: Any) -> None:
+    """Fits the digits in ``lightning.pytorch``, which is another package with classes of its own."""
+    import lightning.pytorch
+
+    class Other(lightning.pytorch.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        forward = Digits.forward
+        training_step = Digits.training_step
+        validation_step = Digits.validation_step
+        configure_optimizers = Digits.configure_optimizers
+
+    trainer = lightning.pytorch.Trainer(callbacks=list(callbacks), **{**QUIET, **settings})
+    trainer.fit(Other(), *loaders())
 
 
 def hooks_of(model: nn.Module) -> int:

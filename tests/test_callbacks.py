@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from support import Digits, digits, hooks_of, loaders, make_trainer
+from support import Digits, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -162,29 +161,7 @@ def test_validate_without_training_data_says_what_to_pass() -> None:
 
 def test_works_in_the_other_lightning() -> None:
     watched = monitor()
-
-    class Other(lightning.pytorch.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Digits().net
-
-        forward = Digits.forward
-        training_step = Digits.training_step
-        configure_optimizers = Digits.configure_optimizers
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self(batch[0])
-
-    trainer = lightning.pytorch.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=[watched],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Other(), *loaders())
+    fit_in_the_other_lightning(watched, max_epochs=1)
     assert watched.report is not None
 
 

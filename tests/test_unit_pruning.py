@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from support import Digits, digits, hooks_of, loaders, make_trainer
+from support import Digits, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -407,27 +406,8 @@ def test_a_strategy_that_splits_parameters_is_refused() -> None:
 
 
 def test_works_in_the_other_lightning() -> None:
-    class Other(lightning.pytorch.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Digits().net
-
-        forward = Digits.forward
-        training_step = Digits.training_step
-        validation_step = Digits.validation_step
-        configure_optimizers = Digits.configure_optimizers
-
     callback = pruning()
-    trainer = lightning.pytorch.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Other(), *loaders())
+    fit_in_the_other_lightning(callback, max_epochs=2)
     assert callback.report is not None
     assert callback.report.after.macs <= 0.6 * callback.report.before.macs
 
