@@ -17,6 +17,9 @@ from lightning_unitrole.errors import DataError, SettingError
 MIN_INEFFECTIVENESS = 0.1
 """Units below this rank last: a handful of images with the same birth point can fake such a value."""
 
+SCORE_DECIMALS = 9
+"""Decimals of the ineffectiveness, in nats, by which units are ranked."""
+
 
 @dataclass(frozen=True)
 class UnitStatistics:
@@ -46,11 +49,14 @@ Criterion = Callable[[UnitStatistics], Tensor]
 
 
 def feature_entropy_score(statistics: UnitStatistics) -> Tensor:
-    """Minus the ineffectiveness; NaN for degenerate units.
+    """Minus the ineffectiveness, rounded to 1e-9; NaN for degenerate units.
+
+    Rounded, because equal histograms in another order of bins sum to values that differ in their last digit, and ties
+    must be ties whatever the order of summation.
 
     Source: arXiv:2103.09716v1, section 3.3.
     """
-    ineffectiveness = feature_entropy(statistics.counts)[2]
+    ineffectiveness = feature_entropy(statistics.counts)[2].round(decimals=SCORE_DECIMALS)
     return torch.where(ineffectiveness < MIN_INEFFECTIVENESS, torch.nan, -ineffectiveness)
 
 
