@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_unitrole.ablation import cumulative_ablation
-from lightning_unitrole.results import AblationCurve
-from lightning_unitrole.units import UnitLayer, UnitTap, find_unit_layers
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.units import UnitLayer, find_unit_layers
+from lightning_unitrole.reports.curves import AblationCurve
 
 Data = list[tuple[Tensor, Tensor]]
 

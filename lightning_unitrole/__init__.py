@@ -10,34 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_unitrole.ablation import cumulative_ablation as cumulative_ablation
-    from lightning_unitrole.analysis import analyze as analyze
-    from lightning_unitrole.callbacks import UnitPruning as UnitPruning
-    from lightning_unitrole.callbacks import UnitRoleMonitor as UnitRoleMonitor
-    from lightning_unitrole.comparison import compare_criteria as compare_criteria
-    from lightning_unitrole.entropy import FeatureEntropy as FeatureEntropy
-    from lightning_unitrole.entropy import feature_entropy as feature_entropy
+    from lightning_unitrole.analysis.functions import analyze as analyze
+    from lightning_unitrole.analysis.functions import compare_criteria as compare_criteria
+    from lightning_unitrole.callbacks.monitor import UnitRoleMonitor as UnitRoleMonitor
+    from lightning_unitrole.callbacks.pruning import UnitPruning as UnitPruning
     from lightning_unitrole.pruning.history import load_pruned as load_pruned
-    from lightning_unitrole.results import AblationCurve as AblationCurve
-    from lightning_unitrole.results import UnitReport as UnitReport
-    from lightning_unitrole.results import UnitRole as UnitRole
+    from lightning_unitrole.ranking.entropy import FeatureEntropy as FeatureEntropy
+    from lightning_unitrole.ranking.entropy import feature_entropy as feature_entropy
+    from lightning_unitrole.reports.curves import AblationCurve as AblationCurve
+    from lightning_unitrole.reports.report import UnitReport as UnitReport
+    from lightning_unitrole.reports.roles import UnitRole as UnitRole
     from lightning_unitrole.topology import betti_curve as betti_curve
     from lightning_unitrole.topology import birth_points as birth_points
 
 __version__ = "0.1.0"
 
 _DEFINED_IN = {
-    "AblationCurve": "lightning_unitrole.results",
-    "FeatureEntropy": "lightning_unitrole.entropy",
-    "UnitPruning": "lightning_unitrole.callbacks",
-    "UnitReport": "lightning_unitrole.results",
-    "UnitRole": "lightning_unitrole.results",
-    "UnitRoleMonitor": "lightning_unitrole.callbacks",
-    "analyze": "lightning_unitrole.analysis",
+    "AblationCurve": "lightning_unitrole.reports.curves",
+    "FeatureEntropy": "lightning_unitrole.ranking.entropy",
+    "UnitPruning": "lightning_unitrole.callbacks.pruning",
+    "UnitReport": "lightning_unitrole.reports.report",
+    "UnitRole": "lightning_unitrole.reports.roles",
+    "UnitRoleMonitor": "lightning_unitrole.callbacks.monitor",
+    "analyze": "lightning_unitrole.analysis.functions",
     "betti_curve": "lightning_unitrole.topology",
     "birth_points": "lightning_unitrole.topology",
-    "compare_criteria": "lightning_unitrole.comparison",
+    "compare_criteria": "lightning_unitrole.analysis.functions",
     "cumulative_ablation": "lightning_unitrole.ablation",
-    "feature_entropy": "lightning_unitrole.entropy",
+    "feature_entropy": "lightning_unitrole.ranking.entropy",
     "load_pruned": "lightning_unitrole.pruning.history",
 }
 __all__ = [*_DEFINED_IN]

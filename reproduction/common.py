@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_unitrole import UnitReport, UnitRoleMonitor, feature_entropy
-from lightning_unitrole.criteria import UnitStatistics
-from lightning_unitrole.results import text_table
+from lightning_unitrole.ranking.criteria import UnitStatistics
+from lightning_unitrole.reports.tables import text_table
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG = "16,16,M,32,32,32,M,64,64"

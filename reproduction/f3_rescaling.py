@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lightning_unitrole import analyze
-from lightning_unitrole.criteria import CRITERIA
+from lightning_unitrole.ranking.criteria import CRITERIA
 
 MEASURES = [name for name in CRITERIA if name != "random"]
 

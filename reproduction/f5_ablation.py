@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lightning_unitrole import AblationCurve, analyze, compare_criteria, cumulative_ablation
-from lightning_unitrole.criteria import UnitStatistics
+from lightning_unitrole.ranking.criteria import UnitStatistics
 
 CRITERIA = ("feature_entropy", "mean_activation", "apoz", "taylor", "filter_norm", "random")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import common
 
 from lightning_unitrole import UnitRole
-from lightning_unitrole.figures import ROLE_COLORS, ROLE_LABELS
+from lightning_unitrole.loggers.figures import ROLE_COLORS, ROLE_LABELS
 
 RANDOM_LABELS = (0.0, 0.4)
 ROLES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)

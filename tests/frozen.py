@@ -1,7 +1,7 @@
 """Networks whose arithmetic is exact, and the reports that earlier versions of the package gave of them.
 
-Weights and images are multiples of a power of two and everything runs in float64, so every map and every logit is the same
-number on every machine, whatever the order of summation. Only logarithms may differ, in the last digit.
+Weights and images are multiples of a power of two and everything runs in float64, so every map and every logit is the
+same number on every machine, whatever the order of summation. Only logarithms may differ, in the last digit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 REPORTS = Path(__file__).parent / "data" / "reports"
-SETTINGS: dict[str, Any] = {"images_per_class": 12, "ablation_points": 9, "layers": "all"}
+SETTINGS: dict[str, Any] = {"roles": "turning_point", "images_per_class": 12, "ablation_points": 9, "layers": "all"}
 
 
 def exact_digits(count: int, *, start: int = 0) -> TensorDataset:

@@ -12,7 +12,7 @@ from networks import torchvision_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_unitrole.forwards import tensors_in
+from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.pruning.coupling import ChannelGraph, channel_graph
 from lightning_unitrole.pruning.removal import Removal, plan_removal
 

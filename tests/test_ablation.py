@@ -35,8 +35,9 @@ from lightning_unitrole.ablation import (
 )
 from lightning_unitrole.ablation.tape import record
 from lightning_unitrole.errors import DataError, SettingError, TraceError
-from lightning_unitrole.results import AblationCurve
-from lightning_unitrole.units import UnitLayer, UnitTap, find_unit_layers
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.units import UnitLayer, find_unit_layers
+from lightning_unitrole.reports.curves import AblationCurve
 
 Data = list[tuple[Tensor, Tensor]]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_unitrole.ablation import coarse_points, refined_points
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.results import AblationCurve
+from lightning_unitrole.reports.curves import AblationCurve
 
 
 def curve_of(loss: Tensor, ablated: Tensor) -> AblationCurve:

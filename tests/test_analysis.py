@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_unitrole.ablation import cumulative_ablation
-from lightning_unitrole.analysis import analyze, common_quota, shortage
-from lightning_unitrole.criteria import CRITERIA, UnitStatistics
-from lightning_unitrole.entropy import birth_histogram, feature_entropy
+from lightning_unitrole.analysis.advice import common_quota, shortage
+from lightning_unitrole.analysis.functions import analyze
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.results import UnitReport, UnitRole
+from lightning_unitrole.ranking.criteria import CRITERIA, UnitStatistics
+from lightning_unitrole.ranking.entropy import birth_histogram, feature_entropy
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.topology import birth_points
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_unitrole.callbacks import UnitRoleMonitor
 from lightning_unitrole.errors import BackendError, DataError, SettingError
-from lightning_unitrole.results import UnitReport
+from lightning_unitrole.reports.report import UnitReport
 
 pytestmark = [
     # Lightning's advice on the number of workers and the logging interval is not what is tested here.
@@ -220,7 +220,7 @@ def test_a_fault_at_a_tap_does_not_break_validation(monkeypatch: pytest.MonkeyPa
     def broken(self: Any, maps: Tensor, groups: Tensor) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("lightning_unitrole.recording.UnitRecorder.update", broken)
+    monkeypatch.setattr("lightning_unitrole.analysis.statistics.UnitRecorder.update", broken)
     with pytest.warns(UserWarning, match="could not be analysed, and training goes on. RuntimeError: out of luck"):
         model = fit(monitor(), max_epochs=1)
     assert hooks_of(model) == 0

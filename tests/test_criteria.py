@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_unitrole.criteria import (
+from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.ranking.criteria import (
     CRITERIA,
     UnitStatistics,
     needs_activation,
@@ -21,7 +22,6 @@ from lightning_unitrole.criteria import (
     score_units,
     taylor_score,
 )
-from lightning_unitrole.errors import DataError, SettingError
 
 NAN = math.nan
 LN2 = math.log(2)

@@ -44,7 +44,7 @@ from lightning_unitrole.data.loaders import (
 )
 from lightning_unitrole.data.probe import Probe, ProbeBatch
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.isolation import find_generators, preserve_rng, seed_rng
+from lightning_unitrole.network.isolation import find_generators, preserve_rng, seed_rng
 
 LABELS = [2, 0, 0, 1, 0, 2, 1, 0, 0, 1, 2, 0, 1, 2, 2, 0, 1, 0, 2]
 """19 labels of 3 classes: 8, 5 and 6 of them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_unitrole.results import UnitReport
+from lightning_unitrole.reports.report import UnitReport
 
 SCRIPT = Path(__file__).with_name("distributed_validate.py")
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_unitrole.entropy import FeatureEntropy, birth_histogram, feature_entropy
 from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.ranking.entropy import FeatureEntropy, birth_histogram, feature_entropy
 
 GOLDEN = Path(__file__).parent / "data" / "resnet20.npz"
 

@@ -12,17 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unitrole.comparison import misleading_layers
+from lightning_unitrole.analysis.advice import misleading_layers
 from lightning_unitrole.errors import DataError
-from lightning_unitrole.results import (
-    FORMAT_VERSION,
-    NO_ROLE,
-    AblationCurve,
-    LayerReport,
-    SplitReport,
-    UnitReport,
-    UnitRole,
-)
+from lightning_unitrole.reports.curves import AblationCurve
+from lightning_unitrole.reports.layer import LayerReport, SplitReport
+from lightning_unitrole.reports.report import FORMAT_VERSION, UnitReport
+from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
 
 NAN, INF = math.nan, math.inf
 

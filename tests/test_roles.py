@@ -5,8 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_unitrole.results import NO_ROLE, UnitRole
-from lightning_unitrole.roles import assign_roles, effective_set, role_transitions, summarize_roles
+from lightning_unitrole.reports.roles import (
+    NO_ROLE,
+    UnitRole,
+    assign_roles,
+    effective_set,
+    role_transitions,
+    summarize_roles,
+)
 
 BOTH, TRAIN, VAL, NEITHER = UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER
 

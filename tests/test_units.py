@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 
 from lightning_unitrole.errors import SettingError, TraceError
-from lightning_unitrole.units import FoundUnits, UnitLayer, UnitTap, find_unit_layers, select_layers
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.units import FoundUnits, UnitLayer, find_unit_layers, select_layers
 
 
 def images(count: int = 2, size: int = 64, channels: int = 3) -> Tensor:

@@ -1,6 +1,6 @@
 """Cumulative ablation for any ``nn.Module``."""
 
-from lightning_unitrole.ablation.curves import ablation_curves, cumulative_ablation
+from lightning_unitrole.ablation.curves import cumulative_ablation, measure_curves
 from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest
 from lightning_unitrole.ablation.points import coarse_points, refined_points
 from lightning_unitrole.ablation.scores import ScoreFn, classification_score, first_tensor
@@ -11,10 +11,10 @@ __all__ = [
     "AblationRequest",
     "Replay",
     "ScoreFn",
-    "ablation_curves",
     "classification_score",
     "coarse_points",
     "cumulative_ablation",
     "first_tensor",
+    "measure_curves",
     "refined_points",
 ]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest, Batches, model_device
-from lightning_unitrole.ablation.points import coarse_points, refined_points
+from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest, Batches
+from lightning_unitrole.ablation.points import coarse_points, even_points, refined_points
 from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.forwards import batch_size, map_tensors, take_rows
-from lightning_unitrole.results import AblationCurve
-from lightning_unitrole.units import UnitLayer, find_unit_layers, select_layers
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import batch_size, take_rows
+from lightning_unitrole.network.units import UnitLayer, find_unit_layers, select_layers
+from lightning_unitrole.reports.curves import AblationCurve
 
 
 def cumulative_ablation(
@@ -38,7 +39,7 @@ def cumulative_ablation(
 
     Args:
         model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure with them.
-        layer: name of a convolution, or a layer from :func:`~lightning_unitrole.units.find_unit_layers`.
+        layer: name of a convolution, or a layer from :func:`~lightning_unitrole.network.units.find_unit_layers`.
         order: ``[U]`` units in the order in which they are switched off, every unit once.
         data: batches ``(inputs, targets)``, a list or a ``DataLoader`` that gives the same ones each time; tensors are
             moved to the model's device.
@@ -67,13 +68,13 @@ def cumulative_ablation(
         >>> cumulative_ablation(model, "0", [2, 0, 1, 3], data).ablated.tolist()
         [0, 1, 2, 3, 4]
     """
-    device = model_device(model)
+    runner = Runner(model, forward=forward)
 
     def batches() -> Iterator[tuple[Any, Any]]:
         for entry in data:
             if not isinstance(entry, (tuple, list)) or len(entry) != 2:
                 raise DataError(f"A batch of data is a {type(entry).__name__}; expected a pair (inputs, targets).")
-            inputs, targets = map_tensors(tuple(entry), lambda tensor: tensor.to(device))
+            inputs, targets = runner.transfer(tuple(entry))
             yield inputs, targets
 
     if points is not None and iter(data) is data:
@@ -86,83 +87,46 @@ def cumulative_ablation(
         if iter(data) is data:
             held = list(batches())
             batches_now = partial(iter, held)
-        layer = _find_layer(model, layer, forward or model, batches_now)
-    curves = ablation_curves(
-        model,
-        layer,
-        [AblationRequest(torch.as_tensor(order))],
-        batches_now,
-        points=points,
-        forward=forward,
-        score_fn=score_fn,
-        max_memory=max_memory,
-        progress=progress,
-    )
+        layer = _find_layer(runner, layer, batches_now)
+    engine = AblationEngine(runner, layer, batches_now, score_fn=score_fn, max_memory=max_memory)
+    curves = measure_curves(engine, [AblationRequest(torch.as_tensor(order))], points=points, progress=progress)
     if curves[0] is None:
         raise DataError(f"Layer {layer.name!r}: data has no images; expected at least one batch (inputs, targets).")
     return curves[0]
 
 
-def ablation_curves(
-    model: nn.Module,
-    layer: UnitLayer,
+def measure_curves(
+    engine: AblationEngine,
     requests: Sequence[AblationRequest],
-    batches: Batches,
     *,
     points: int | None = None,
-    forward: Callable[[Any], Any] | None = None,
-    score_fn: ScoreFn | None = None,
-    max_memory: int | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    refine: bool = True,
     progress: Callable[[], None] | None = None,
 ) -> list[AblationCurve | None]:
     """Several curves of one layer at once; see :func:`cumulative_ablation`.
 
     Args:
-        model: the model.
-        layer: the layer.
+        engine: measures the layer. With several processes turning points are located on the sums of all of them, so
+            that each measures the same points.
         requests: orders, and the images that count for each.
-        batches: gives the same batches each time it is called, on the model's device: ``(inputs, targets)``, or with
-            ``groups [B]`` as a third entry where a request names a group.
         points: about how many points each curve has; ``None`` for every number of units.
-        forward: called with the inputs instead of ``model``.
-        score_fn: loss and score of each image.
-        max_memory: bytes that the repeated part may need, about.
-        reduce: adds a tensor on the model's device over processes. Turning points are located on the sums of all
-            processes, so that each of them measures the same points.
+        refine: locate the turning point of each curve; else ``points`` are spread evenly, in one round.
         progress: called after each batch, in each round of measuring.
 
     Returns:
         A curve for each request; ``None`` where no image counts.
     """
     with torch.inference_mode(False):  # so that the curves can be used everywhere
-        return _measure_curves(
-            AblationEngine(model, layer, batches, forward=forward, score_fn=score_fn, max_memory=max_memory),
-            requests,
-            points,
-            reduce,
-            progress or (lambda: None),
-        )
-
-
-def _measure_curves(
-    engine: AblationEngine,
-    requests: Sequence[AblationRequest],
-    points: int | None,
-    reduce: Callable[[Tensor], Tensor] | None,
-    progress: Callable[[], None],
-) -> list[AblationCurve | None]:
-    numbers = [coarse_points(engine.layer.num_units, points)] * len(requests)
-    known = [_Points() for _ in requests]
-    while any(len(of_request) for of_request in numbers):
-        sums = torch.cat(engine.measure(requests, numbers, progress))
-        if reduce is not None:
-            sums = reduce(sums.to(model_device(engine.model))).cpu()
-        parts = torch.split(sums, [len(of_request) for of_request in numbers])
-        for of_request, more, part in zip(known, numbers, parts, strict=True):
-            of_request.add(more, part)
-        numbers = [of_request.wanted(points) for of_request in known]
-    return [of_request.curve() for of_request in known]
+        units = engine.layer.num_units
+        numbers = [coarse_points(units, points) if refine else even_points(units, points)] * len(requests)
+        known = [_Points() for _ in requests]
+        while any(len(of_request) for of_request in numbers):
+            sums = engine.runner.total(torch.cat(engine.measure(requests, numbers, progress or (lambda: None)))).cpu()
+            parts = torch.split(sums, [len(of_request) for of_request in numbers])
+            for of_request, more, part in zip(known, numbers, parts, strict=True):
+                of_request.add(more, part)
+            numbers = [of_request.wanted(points if refine else None) for of_request in known]
+        return [of_request.curve() for of_request in known]
 
 
 class _Points:
@@ -188,13 +152,13 @@ class _Points:
         return torch.empty(0, dtype=torch.int64) if curve is None or points is None else refined_points(curve, points)
 
 
-def _find_layer(model: nn.Module, name: str, forward: Callable[[Any], Any], batches: Batches) -> UnitLayer:
+def _find_layer(runner: Runner, name: str, batches: Batches) -> UnitLayer:
     first = next(iter(batches()), None)
     if first is None:
         raise DataError(f"Layer {name!r}: data has no images; expected at least one batch (inputs, targets).")
     size = batch_size(first[0])
-    inputs = first[0] if size is None else take_rows(first[0], torch.arange(min(size, 2)))
-    found = find_unit_layers(forward, model, inputs)
+    inputs = first[0] if size is None else take_rows(first[0], torch.arange(min(size, 2)), size)
+    found = find_unit_layers(runner.forward, runner.model, inputs)
     chosen = select_layers(found, [name])
     if len(chosen) > 1:
         raise SettingError(

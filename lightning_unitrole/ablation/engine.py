@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_unitrole.ablation.recorder import record
 from lightning_unitrole.ablation.scores import ScoreFn, check_classification, score_images
-from lightning_unitrole.ablation.tape import Tape, UnreplayableError, record
+from lightning_unitrole.ablation.tape import Tape, UnreplayableError, switched_off
 from lightning_unitrole.ablation.verification import Replay, replay_in_batches, verify
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.forwards import batch_size, map_tensors, take_rows, tensors_in, undisturbed
-from lightning_unitrole.units import UnitLayer, UnitTap
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import batch_size, map_tensors, num_bytes, take_rows
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.units import UnitLayer
 
 Batches = Callable[[], Iterable[Sequence[Any]]]
-"""Gives the batches anew each time it is called: ``(inputs, targets)`` or ``(inputs, targets, groups [B])``."""
+"""Gives the batches anew each time it is called: ``(inputs, targets)``, or with ``groups [B]`` as a third entry."""
 
-CPU_MEMORY = 512 * 2**20
+CPU_PIECE = 32 * 2**20
+CPU_KEPT = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class _Batch:
     @property
     def num_bytes(self) -> int:
         held = self.tape.num_bytes if self.tape is not None else 0
-        return held + sum(tensor.nbytes for tensor in tensors_in((self.inputs, self.targets)))
+        return held + num_bytes((self.inputs, self.targets))
 
 
 class AblationEngine:
@@ -64,36 +68,37 @@ class AblationEngine:
     one warning.
 
     Args:
-        model: any module.
+        runner: runs the model.
         layer: the layer whose units are switched off.
         batches: gives the same batches each time it is called. Between calls of :meth:`measure` the recordings of as
-            many as ``max_memory`` allows are kept, so the weights must not change in between.
-        forward: from inputs to outputs; the model itself by default.
+            many as memory allows are kept, so the weights must not change in between.
         score_fn: from outputs and targets to the loss ``[N]`` and the score ``[N]`` of each image; by default
             cross-entropy, top-1 and top-5 accuracy.
+        fill: ``[U, H, W]`` maps of units that are off; zero when left out.
         max_memory: bytes, about, that replaying may need: half for what is replayed at once, half for kept recordings.
-            By default half of what is free on a CUDA device, and 512 MiB elsewhere.
+            By default half of what is free on a CUDA device; elsewhere pieces of 32 MiB, which stay in the processor's
+            caches, and 256 MiB of recordings.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        runner: Runner,
         layer: UnitLayer,
         batches: Batches,
         *,
-        forward: Callable[[Any], Any] | None = None,
         score_fn: ScoreFn | None = None,
+        fill: Tensor | None = None,
         max_memory: int | None = None,
     ) -> None:
         if max_memory is not None and max_memory <= 0:
             raise SettingError(f"max_memory={max_memory}; expected a positive number of bytes, or None.")
-        self.model, self.layer = model, layer
+        self.runner, self.layer = runner, layer
         self.replay: Replay | None = None
         self._batches = batches
-        self._forward = forward or model
         self._score_fn = score_fn
-        self._device = model_device(model)
-        self._max_memory = max_memory or _free_memory(self._device)
+        self._fill = fill
+        self._device = runner.device
+        self._memory = Memory.of(self._device, max_memory)
         self._levels: dict[int, Replay] = {}
         self._copies: set[tuple[int, int]] = set()
         self._kept: list[list[_Batch]] = []
@@ -124,7 +129,7 @@ class AblationEngine:
         """
         for request in requests:
             check_order(request.order, self.layer)
-        with undisturbed(self.model):
+        with self.runner.undisturbed():
             curves = [_Curve(request, of_request) for request, of_request in zip(requests, numbers, strict=True)]
             ranks = torch.stack([request.order.argsort() for request in requests]).to(self._device)
             for batch in self._prepared(on_batch):
@@ -142,7 +147,7 @@ class AblationEngine:
             parts = list(self._parts(*_unpack(entry)))
             size = sum(part.num_bytes for part in parts)
             keeping = keeping and all(part.tape is not None for part in parts)
-            if keeping := keeping and self._kept_bytes + size <= self._max_memory // 2:
+            if keeping := keeping and self._kept_bytes + size <= self._memory.kept:
                 self._kept.append(parts)
                 self._kept_bytes += size
             yield from parts
@@ -157,12 +162,12 @@ class AblationEngine:
             yield batch
             return
         for rows in torch.split(torch.arange(batch.num_rows), limit):
-            yield self._prepare(*(take_rows(part, rows) for part in (inputs, targets, groups)))
+            yield self._prepare(*(take_rows(part, rows, batch.num_rows) for part in (inputs, targets, groups)))
 
     def _prepare(self, inputs: Any, targets: Any, groups: Tensor | None) -> _Batch:
         tape, replay, reason = None, Replay.NONE, "a replay gives other outputs than the whole model"
         try:
-            tape = record(self._forward, self.model, self.layer, inputs, self._copies)
+            tape = record(self.runner, self.layer, inputs, self._copies)
             replay = self._verified(tape, inputs)
         except UnreplayableError as error:
             reason = str(error)
@@ -181,16 +186,12 @@ class AblationEngine:
 
     def _run(self, inputs: Any, off: Tensor | None) -> Any:
         """Run the whole model, with units switched off: ``[B, U]`` or ``[1, U]`` bool."""
-        inputs = map_tensors(inputs, torch.clone)
-        if off is None:
-            return self._forward(inputs)
-        with UnitTap(self.model, [self.layer], lambda layer, maps: maps.masked_fill(off[:, :, None, None], 0)):
-            return self._forward(inputs)
+        return run_switched_off(self.runner, self.layer, inputs, off, self._fill)
 
     def _verified(self, tape: Tape, inputs: Any) -> Replay:
         size = tape.num_rows
         if size not in self._levels:
-            self._levels[size] = verify(tape, inputs, self._run)
+            self._levels[size] = verify(tape, inputs, self._run, self._fill)
         return self._levels[size]
 
     def _warn(self, reason: str) -> None:
@@ -232,7 +233,9 @@ class AblationEngine:
             results = []
             for job in jobs:
                 off = ranks[job.request, None] < job.number
-                outputs = self._run(batch.inputs, off) if batch.tape is None else batch.tape.replay(off)
+                outputs = (
+                    self._run(batch.inputs, off) if batch.tape is None else batch.tape.replay(off, fill=self._fill)
+                )
                 results.append(self._score(batch, outputs, None).cpu()[job.rows])
             return torch.cat(results)
         device = batch.tape.maps.device
@@ -250,15 +253,15 @@ class AblationEngine:
             off = ranks[requests[piece]] < numbers[piece]
             try:
                 if whole:
-                    outputs = batch.tape.replay(off)
+                    outputs = batch.tape.replay(off, fill=self._fill)
                 elif batch.replay is Replay.BATCH_SIZED:
-                    outputs = replay_in_batches(batch.tape, off, rows[piece])
+                    outputs = replay_in_batches(batch.tape, off, rows[piece], self._fill)
                 else:
-                    outputs = batch.tape.replay(off, rows[piece])
+                    outputs = batch.tape.replay(off, rows[piece], fill=self._fill)
             except torch.cuda.OutOfMemoryError:
                 if size == 1 or batch.replay is Replay.BATCH_SIZED:
                     raise
-                self._max_memory = batch.tape.bytes_per_row * size
+                self._memory = replace(self._memory, piece=batch.tape.bytes_per_row * size // 2)
                 torch.cuda.empty_cache()
                 continue
             results.append(self._score(batch, outputs, None if whole else rows[piece]))
@@ -267,11 +270,11 @@ class AblationEngine:
 
     def _piece_size(self, tape: Tape) -> int:
         """Rows that a replay may have: whole multiples of the batch, unless even one is too much."""
-        limit = max(self._max_memory // 2 // tape.bytes_per_row, 1)
+        limit = max(self._memory.piece // tape.bytes_per_row, 1)
         return limit if limit < tape.num_rows else limit // tape.num_rows * tape.num_rows
 
     def _score(self, batch: _Batch, outputs: Any, rows: Tensor | None) -> Tensor:
-        targets = batch.targets if rows is None else take_rows(batch.targets, rows)
+        targets = batch.targets if rows is None else take_rows(batch.targets, rows, batch.num_rows)
         return score_images(outputs, targets, self._score_fn, batch.num_rows if rows is None else len(rows))
 
 
@@ -308,9 +311,9 @@ class _Job:
 
 
 def _unpack(entry: Sequence[Any]) -> tuple[Any, Any, Tensor | None]:
-    if not isinstance(entry, (tuple, list)) or not 2 <= len(entry) <= 3:
+    if not isinstance(entry, (tuple, list)) or len(entry) < 2:
         raise DataError(f"A batch is a {type(entry).__name__}; expected a pair (inputs, targets).")
-    return entry[0], entry[1], entry[2] if len(entry) == 3 else None
+    return entry[0], entry[1], entry[2] if len(entry) > 2 else None
 
 
 def check_order(order: Tensor, layer: UnitLayer) -> None:
@@ -331,14 +334,36 @@ def check_order(order: Tensor, layer: UnitLayer) -> None:
         )
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Where the first parameter of a model lies; the CPU if it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def run_switched_off(
+    runner: Runner, layer: UnitLayer, inputs: Any, off: Tensor | None, fill: Tensor | None = None
+) -> Any:
+    """Run a whole model, with units of a layer switched off: ``[B, U]`` or ``[1, U]`` bool, or None for no unit."""
+    inputs = map_tensors(inputs, torch.clone)
+    if off is None:
+        return runner.forward(inputs)
+    with UnitTap(runner.model, [layer], lambda layer, maps: switched_off(maps, off, fill)):
+        return runner.forward(inputs)
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return CPU_MEMORY
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (free + unused) // 2
+@dataclass(frozen=True)
+class Memory:
+    """How many bytes, about, an engine may use.
+
+    Attributes:
+        piece: for what is replayed at once.
+        kept: for recordings that are kept.
+    """
+
+    piece: int
+    kept: int
+
+    @classmethod
+    def of(cls, device: torch.device, limit: int | None = None) -> Memory:
+        """Half and half of a limit; without one, what suits the device."""
+        if limit is not None:
+            return cls(limit // 2, limit // 2)
+        if device.type != "cuda":
+            return cls(CPU_PIECE, CPU_KEPT)
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return cls((free + unused) // 4, (free + unused) // 4)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.results import AblationCurve
+from lightning_unitrole.reports.curves import AblationCurve
 
 
 def coarse_points(num_units: int, points: int | None) -> Tensor:
@@ -29,11 +29,33 @@ def coarse_points(num_units: int, points: int | None) -> Tensor:
         >>> coarse_points(100, 12).tolist()
         [0, 20, 40, 60, 80, 100]
     """
+    if points is None or points > num_units:
+        return even_points(num_units, points)
+    return even_points(num_units, max(points // 2, 2) if points >= 2 else points)
+
+
+def even_points(num_units: int, points: int | None) -> Tensor:
+    """Numbers of ablated units, evenly spaced and with both ends.
+
+    Args:
+        num_units: units of the layer.
+        points: how many, at least 2; ``None`` for every number of units.
+
+    Returns:
+        ``[P]`` int64, strictly increasing.
+
+    Raises:
+        SettingError: if ``points`` is too small.
+
+    Example:
+        >>> even_points(100, 6).tolist()
+        [0, 20, 40, 60, 80, 100]
+    """
     if points is not None and points < 2:
         raise SettingError(f"points={points}; expected at least 2, for none and all units off, or None for every one.")
     if points is None or points > num_units:
         return torch.arange(num_units + 1)
-    grid = torch.linspace(0, num_units, max(points // 2, 2), dtype=torch.float64).round().long()
+    grid = torch.linspace(0, num_units, points, dtype=torch.float64).round().long()
     return torch.unique(grid)  # type: ignore[no-any-return]
 
 

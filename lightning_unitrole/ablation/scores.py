@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_unitrole.errors import DataError
-from lightning_unitrole.forwards import tensors_in
+from lightning_unitrole.network.structures import tensors_in
 
 ScoreFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """From the model's outputs and the targets of N images to the loss ``[N]`` and the score ``[N]`` of each image."""
@@ -35,7 +35,8 @@ def first_tensor(outputs: Any) -> Tensor:
     found = next(tensors_in(outputs), None)
     if found is None:
         raise DataError(
-            f"The model returned {type(outputs).__name__} without a tensor. Pass forward= to pick the logits."
+            f"The model returned {type(outputs).__name__} without a tensor. Pass forward=, or forward_fn= of the "
+            "callbacks, to pick the logits."
         )
     return found
 
@@ -51,7 +52,7 @@ def classification_score(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         Loss ``[N]`` in nats and score ``[N]``, 0 or 1; both float64 where the device has it.
     """
     logits = _wide(first_tensor(outputs))
-    targets = targets.to(logits.device).long()
+    targets = _labels(targets, logits)
     return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(1) == targets).to(logits.dtype)
 
 
@@ -66,7 +67,7 @@ def score_images(outputs: Any, targets: Any, score_fn: ScoreFn | None, num_rows:
         loss, score = classification_score(logits, targets)
         top5 = torch.full_like(loss, float("nan"))
         if logits.shape[1] > _TOP:
-            labels = targets.to(logits.device).long()
+            labels = _labels(targets, logits)
             top5 = (logits.topk(_TOP, dim=1).indices == labels.unsqueeze(1)).any(1).to(loss.dtype)
         return torch.stack([loss, score, top5], dim=1)
     pair = score_fn(outputs, targets)
@@ -88,10 +89,12 @@ def check_classification(outputs: Any, targets: Any, num_rows: int) -> None:
     """
     advice = "For another task than single-label classification pass score_fn=."
     logits = first_tensor(outputs)
+    if isinstance(targets, (list, tuple)) and all(isinstance(target, int) for target in targets):
+        targets = torch.tensor(targets)
     if logits.dim() != 2 or logits.shape[0] != num_rows:
         raise DataError(
             f"The model returned a tensor of shape {list(logits.shape)} for {num_rows} images; expected logits "
-            f"[{num_rows}, classes]. Pass forward= to pick them. {advice}"
+            f"[{num_rows}, classes]. Pass forward=, or forward_fn= of the callbacks, to pick them. {advice}"
         )
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1:
         found = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
@@ -103,6 +106,31 @@ def check_classification(outputs: Any, targets: Any, num_rows: int) -> None:
             f"The targets hold labels from {int(targets.min())} to {int(targets.max())}; expected 0 to "
             f"{logits.shape[1] - 1}, as the model tells {logits.shape[1]} classes apart."
         )
+
+
+def margins(outputs: Any, targets: Any, score_fn: ScoreFn | None) -> Tensor:
+    """``[N]`` margin of each image: the label's logit minus the log-sum-exp of the others.
+
+    With a ``score_fn`` it is minus its loss. Unlike the cross-entropy, which is near zero on training images whatever a
+    unit does there, the margin keeps counting.
+
+    Args:
+        outputs: logits ``[N, C]``, or a structure with them; of one class alone the margin is the logit.
+        targets: ``[N]`` class indices.
+        score_fn: see :data:`ScoreFn`.
+    """
+    if score_fn is not None:
+        return -_wide(score_fn(outputs, targets)[0])
+    logits = _wide(first_tensor(outputs))
+    labels = _labels(targets, logits).unsqueeze(1)
+    own = logits.gather(1, labels).squeeze(1)
+    if logits.shape[1] == 1:
+        return own
+    return own - logits.scatter(1, labels, float("-inf")).logsumexp(1)
+
+
+def _labels(targets: Any, logits: Tensor) -> Tensor:
+    return torch.as_tensor(targets, device=logits.device).long()
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.ablation.tape import Tape
-from lightning_unitrole.forwards import batch_size, map_tensors, take_rows, tensors_in
+from lightning_unitrole.network.structures import batch_size, map_tensors, take_rows, tensors_in
 
 
 class Replay(IntEnum):
@@ -22,7 +22,7 @@ class Replay(IntEnum):
     NONE = 3  # only running the whole model is right
 
 
-def verify(tape: Tape, inputs: Any, run: Callable[[Any, Tensor], Any]) -> Replay:
+def verify(tape: Tape, inputs: Any, run: Callable[[Any, Tensor], Any], fill: Tensor | None = None) -> Replay:
     """Compare a recording with the whole model: on two images, if they can be taken out of the batch.
 
     The replay gets four rows, or six where four is the size of the batch, which shows a batch size that is written into
@@ -31,6 +31,7 @@ def verify(tape: Tape, inputs: Any, run: Callable[[Any, Tensor], Any]) -> Replay
     Args:
         tape: the recording.
         inputs: what it was recorded with.
+        fill: ``[U, H, W]`` maps of units that are off; zero when left out.
         run: runs the whole model on inputs, with units off, ``[B, U]`` or ``[1, U]`` bool.
     """
     size, units = tape.num_rows, tape.maps.shape[1]
@@ -39,22 +40,22 @@ def verify(tape: Tape, inputs: Any, run: Callable[[Any, Tensor], Any]) -> Replay
     off = off.to(tape.maps.device)
     if batch_size(inputs) == size:
         rows = torch.tensor([size - 1, 0, size // 2])[:count].to(tape.maps.device)
-        expected = run(take_rows(inputs, rows), off[::2])
+        expected = run(take_rows(inputs, rows, size), off[::2])
         twice = rows.repeat_interleave(2)
-        if _agree(lambda: _every_second(tape.replay(off, twice), 2 * count), expected):
+        if _agree(lambda: _every_second(tape.replay(off, twice, fill=fill), 2 * count), expected):
             return Replay.ANY_ROWS
-        if _agree(lambda: _every_second(replay_in_batches(tape, off, twice), 2 * count), expected):
+        if _agree(lambda: _every_second(replay_in_batches(tape, off, twice, fill), 2 * count), expected):
             return Replay.BATCH_SIZED
-    if _agree(lambda: tape.replay(off[:1]), run(inputs, off[:1])):
+    if _agree(lambda: tape.replay(off[:1], fill=fill), run(inputs, off[:1])):
         return Replay.WHOLE_BATCH
     return Replay.NONE
 
 
-def replay_in_batches(tape: Tape, off: Tensor, rows: Tensor) -> Any:
+def replay_in_batches(tape: Tape, off: Tensor, rows: Tensor, fill: Tensor | None = None) -> Any:
     """Replay any number of rows in pieces of exactly the size of the recorded batch, the last one filled up."""
     size = tape.num_rows
     filled = torch.arange(-(-len(rows) // size) * size, device=rows.device).clamp(max=len(rows) - 1)
-    pieces = [tape.replay(off[part], rows[part]) for part in torch.split(filled, size)]
+    pieces = [tape.replay(off[part], rows[part], fill=fill) for part in torch.split(filled, size)]
     parts = zip(*(tensors_in(piece) for piece in pieces), strict=True)
     joined = iter([torch.cat(part)[: len(rows)] if part[0].dim() else part[0] for part in parts])
     return map_tensors(pieces[0], lambda _: next(joined))

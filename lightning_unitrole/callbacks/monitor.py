@@ -4,55 +4,52 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import CombinedLoader
-from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from lightning_unitrole.ablation import ScoreFn
-from lightning_unitrole.analysis import AnalysisSettings, Runtime, UnitAnalysis, common_quota, non_finite_maps, shortage
-from lightning_unitrole.comparison import compare_on_probe, misleading_layers, misleading_ranking
-from lightning_unitrole.criteria import Criterion, resolve_criterion
-from lightning_unitrole.data.batches import BatchFn, GroupFn
-from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch, is_sequential
-from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.analysis.advice import misleading_layers, misleading_ranking, non_finite_maps, shortage
+from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
+from lightning_unitrole.analysis.session import Samples
+from lightning_unitrole.analysis.stream import LiveRecording
+from lightning_unitrole.callbacks.pace import Pace
+from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
+from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.errors import BackendError, SettingError, UnitRoleError, refuse_newer
-from lightning_unitrole.live import LiveRecording
-from lightning_unitrole.logs import ReportLogger, report_scalars
-from lightning_unitrole.progress import trainer_progress
-from lightning_unitrole.pruning.history import removals_of
-from lightning_unitrole.results import CriteriaComparison, UnitReport
-from lightning_unitrole.tracing import module_of
+from lightning_unitrole.loggers.scalars import report_scalars
+from lightning_unitrole.loggers.tensorboard import ReportLogger
+from lightning_unitrole.network.tracing import module_of
+from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
+from lightning_unitrole.ranking.criteria import CRITERIA
+from lightning_unitrole.reports.curves import CriteriaComparison
+from lightning_unitrole.reports.report import UnitReport
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+HISTORY_BYTES = 64 * 2**20
+"""Memory that earlier reports may take; the oldest are let go."""
+
 _log = logging.getLogger(__name__)
 
-ForwardFn = Callable[[pl.LightningModule, Any], Any]
-_NOTHING_TO_VALIDATE = (
-    "There is no validation batch, so UnitRoleMonitor has nothing to analyse. Pass validation data to fit; if you do, "
-    "look whether they are empty and whether limit_val_batches is 0."
-)
-_WHEN = ("never", "suspect", "end", "every")
-_COLLECTIONS = (list, tuple, dict, CombinedLoader)
+When = Literal["never", "suspect", "end", "every"]
 
 
-class UnitRoleMonitor(pl.Callback):
+@dataclass(kw_only=True, eq=False, repr=False)
+class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     """Shows, while a network trains, what each of its units is good for.
 
-    In the validation epochs that it analyses, the monitor taps the units' maps as batches pass and keeps histograms of
-    their birth points by class. At the end of the epoch it runs the same number of training images of each class,
-    ranks the units of each layer for each class on both sides, ablates them one after another, and sorts them into the
-    four roles of :class:`~lightning_unitrole.results.UnitRole`. Scalars go to every logger of the trainer, figures and
-    charts to TensorBoard; the keys are listed in :mod:`lightning_unitrole.logs`. The scalars are in
+    At the end of the validation epochs that it analyses, the monitor looks at the same number of training and of
+    validation images of each class: it keeps histograms of the birth points of the units' maps, ranks the units of each
+    layer, measures what each of them contributes to the network's answers, switches them off one after another, and
+    sorts them into the four roles of :class:`~lightning_unitrole.reports.roles.UnitRole`. Scalars go to every logger of
+    the trainer, figures and charts to TensorBoard; the keys are listed in :mod:`lightning_unitrole.loggers.scalars`.
+    The scalars are in
     ``trainer.callback_metrics`` too, so that other callbacks can monitor them.
 
     Training is not disturbed: with and without the monitor a run ends with the same weights, bit for bit. A fault
@@ -64,22 +61,11 @@ class UnitRoleMonitor(pl.Callback):
 
     Works in ``pytorch_lightning.Trainer`` and in ``lightning.pytorch.Trainer``, in ``fit`` and ``validate``.
 
-    Args:
-        layers: ``"auto"`` for the last convolution of each resolution, ``"all"``, or names or glob patterns of
-            convolutions.
-        images_per_class: images of each class, at most, on either side.
-        every_n_epochs: analyse the validation runs of every n-th epoch.
-        criterion: how units are ranked: a name of :data:`lightning_unitrole.criteria.CRITERIA`, or a function.
+    Attributes:
+        every_n_epochs: analyse the validation runs of every n-th epoch. ``"auto"`` analyses the first and the last
+            epoch, and as many between them as ``budget`` allows.
+        budget: share of the training time that analyses may take, with ``every_n_epochs="auto"``.
         train_data: a ``DataLoader``, a ``Dataset`` or a list of batches to use instead of the trainer's training data.
-        ablation_points: numbers of ablated units that a curve is measured at, about; 0 for no ablation and no roles.
-        num_classes: number of classes; seen from the model's output when left out.
-        class_names: a name for each class, in the order of their indices.
-        max_birth: largest birth point that is told apart.
-        max_density: share of the edges that enter the filtration.
-        backend: topology backend: ``auto``, ``ripser``, ``torch``, ``numba`` or ``triton``.
-        batch_fn: function from a batch to ``(inputs, targets)``. Without it, batches are tuples, lists or dicts.
-        group_fn: function from targets to group indices, to group images by something other than their label.
-        score_fn: function from outputs and targets to the loss and the score of each image.
         forward_fn: function from the LightningModule and the inputs to the logits, where calling the module does not
             give them.
         val_dataloader_idx: which of several validation loaders to analyse.
@@ -87,10 +73,9 @@ class UnitRoleMonitor(pl.Callback):
             ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
-
-    Attributes:
-        report: the latest :class:`~lightning_unitrole.results.UnitReport`, or None.
-        history: the earlier reports, oldest first.
+        report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
+        history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
+            the latest roles alone.
 
     Raises:
         SettingError: if a setting is out of range, in the constructor, in ``setup`` or when training starts.
@@ -101,158 +86,121 @@ class UnitRoleMonitor(pl.Callback):
         >>> trainer = pl.Trainer(callbacks=[UnitRoleMonitor(images_per_class=50)], logger=False)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        *,
-        layers: str | Sequence[str] = "auto",
-        images_per_class: int = 100,
-        every_n_epochs: int = 1,
-        criterion: str | Criterion = "feature_entropy",
-        train_data: DataSource | None = None,
-        ablation_points: int = 64,
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        max_birth: int = 50,
-        max_density: float = 0.8,
-        backend: str = "auto",
-        batch_fn: BatchFn | None = None,
-        group_fn: GroupFn | None = None,
-        score_fn: ScoreFn | None = None,
-        forward_fn: ForwardFn | None = None,
-        val_dataloader_idx: int = 0,
-        compare_criteria: str = "suspect",
-        log_figures: bool = True,
-    ) -> None:
-        super().__init__()
-        self.settings = AnalysisSettings(
-            layers=layers,
-            images_per_class=images_per_class,
-            criterion=criterion,
-            ablation_points=ablation_points,
-            num_classes=num_classes,
-            class_names=class_names,
-            max_birth=max_birth,
-            max_density=max_density,
-            backend=backend,
-            batch_fn=batch_fn,
-            group_fn=group_fn,
-            score_fn=score_fn,
-        )
-        if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise SettingError(f"every_n_epochs={every_n_epochs!r}; expected an integer of at least 1.")
-        if compare_criteria not in _WHEN:
-            raise SettingError(f"compare_criteria={compare_criteria!r}; expected one of {', '.join(_WHEN)}.")
-        self.every_n_epochs = every_n_epochs
-        self.train_data = train_data
-        self.forward_fn = forward_fn
-        self.val_dataloader_idx = val_dataloader_idx
-        self.compare_criteria = compare_criteria
-        self.report: UnitReport | None = None
-        self.history: list[UnitReport] = []
-        self._analysis: UnitAnalysis | None = None
-        self._train_probe: Probe | None = None
-        self._val_probe: Probe | None = None
+    every_n_epochs: int | Auto = "auto"
+    budget: float = 0.1
+    train_data: DataSource | None = None
+    forward_fn: ForwardFn | None = None
+    val_dataloader_idx: int = 0
+    compare_criteria: When = "never"
+    log_figures: bool = True
+    report: UnitReport | None = field(init=False, default=None)
+    history: list[UnitReport] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every_n_epochs != "auto" and (not isinstance(self.every_n_epochs, int) or self.every_n_epochs < 1):
+            raise SettingError(f"every_n_epochs={self.every_n_epochs!r}; expected an integer of at least 1, or 'auto'.")
+        if not isinstance(self.budget, (int, float)) or not self.budget > 0:
+            raise SettingError(f"budget={self.budget!r}; expected a number above 0, a share of the training time.")
+        if not isinstance(self.val_dataloader_idx, int) or self.val_dataloader_idx < 0:
+            raise SettingError(f"val_dataloader_idx={self.val_dataloader_idx!r}; expected an integer of at least 0.")
+        check_choice("compare_criteria", self.compare_criteria, get_args(When))
+        check_callable("forward_fn", self.forward_fn)
+        self._analysis = self._make_analysis()
+        self._pace = Pace(self.budget)
+        self._samples: Samples | None = None
         self._recording: LiveRecording | None = None
         self._due = False
-        self._logs = ReportLogger(figures=log_figures)
+        self._logs = ReportLogger(figures=self.log_figures)
+        self._before: Mapping[str, Tensor] = {}
         self._warned: set[str] = set()
 
     @property
-    def state_key(self) -> str:
-        """Distinct for monitors that differ in what they measure."""
-        settings = self.settings
-        return self._generate_state_key(
-            layers=settings.layers,
-            criterion=resolve_criterion(settings.criterion)[0],
-            images_per_class=settings.images_per_class,
-            every_n_epochs=self.every_n_epochs,
+    def settings(self) -> AnalysisOptions:
+        """What is analysed and how."""
+        return options_of(self)
+
+    def _make_analysis(self) -> TrainerAnalysis:
+        return TrainerAnalysis(
+            self.settings,
+            train_data=self.train_data,
+            forward_fn=self.forward_fn,
             val_dataloader_idx=self.val_dataloader_idx,
         )
 
+    @property
+    def state_key(self) -> str:
+        """Distinct for monitors that differ in any setting."""
+        return self._generate_state_key(
+            **{one.name: _setting_name(getattr(self, one.name)) for one in fields(self) if one.init}
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """The reports so far, as tensors and strings alone."""
-        reports = [*self.history, *([self.report] if self.report else [])]
-        return {"version": STATE_VERSION, "reports": [report.state_dict() for report in reports]}
+        """The latest roles, as tensors and strings alone: what the next report is compared with."""
+        return {"version": STATE_VERSION, "roles": dict(self._before)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the reports of a checkpoint.
+        """Take over the roles of a checkpoint.
 
         Raises:
             DataError: if a newer version of the package wrote it.
         """
         refuse_newer("The checkpoint holds a UnitRoleMonitor state of version", state_dict["version"], STATE_VERSION)
-        reports = [UnitReport.from_state_dict(state) for state in state_dict["reports"]]
-        self.report = reports[-1] if reports else None
-        self.history = reports[:-1]
-
-    def sibling(self, **settings: Any) -> UnitRoleMonitor:
-        """A monitor of the same data with other settings, which has seen nothing yet and logs nothing.
-
-        Args:
-            settings: fields of :class:`~lightning_unitrole.analysis.AnalysisSettings`.
-        """
-        other = copy(self)
-        other.settings = replace(self.settings, **settings)
-        other.report, other.history = None, []
-        other._logs, other._warned = ReportLogger(figures=False), set()
-        other._recording, other._due = None, False
-        other.forget_layers()
-        return other
+        if state_dict["version"] == 1:
+            reports = [UnitReport.from_state_dict(state) for state in state_dict["reports"][-1:]]
+            self._before = {name: layer.roles for one in reports for name, layer in one.layers.items()}
+        else:
+            self._before = dict(state_dict["roles"])
 
     def forget_layers(self) -> None:
         """Find the layers of the model again when they are next needed: call it when the model has changed."""
         self._stop_recording()
-        self._analysis = self._train_probe = self._val_probe = None
-
-    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[UnitAnalysis, Probe, Probe]:
-        """The analysis of the model as it is, and its training and validation images.
-
-        Raises:
-            SettingError: if a setting does not fit the model, or there are no validation data.
-        """
-        analysis, train_probe = self._prepare(trainer, pl_module)
-        return analysis, train_probe, analysis.probe(self._val_loader(trainer), name="validation")
-
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> UnitReport:
-        """Analyse the model as it is now, outside of a validation epoch; nothing is kept or logged."""
-        with torch.inference_mode(False):
-            report = self._analyze(trainer, None)
-        self._val_probe = None
-        return report
+        self._analysis.forget()
+        self._samples = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
-        layers = self.settings.layers
-        names = [layers] if isinstance(layers, str) else list(layers)
+        names = [self.layers] if isinstance(self.layers, str) else list(self.layers)
         modules = dict(pl_module.named_modules())
         for name in names:
             if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
-                weighted = [key for key, module in modules.items() if getattr(module, "weight", None) is not None]
+                weighted = [
+                    key for key, module in modules.items() if isinstance(getattr(module, "weight", None), Tensor)
+                ]
                 convolutions = [key for key in weighted if modules[key].weight.ndim == 4]
                 raise SettingError(
                     f"layers names {name!r}, which is not a module of {type(pl_module).__name__}. Its convolutions "
                     f"are: {', '.join(convolutions) or 'none'}."
                 )
+        self._analysis = self._make_analysis()
+        if stage == "fit" and trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
+            self.report, self.history, self._before = None, [], {}
+            self._logs = ReportLogger(figures=self.log_figures)
+            self._pace.forget()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers now, so that a wrong setting fails before anything is trained."""
         if not any(trainer.num_val_batches):
-            self._warn_once(_NOTHING_TO_VALIDATE, trainer)
+            self._warn_once(NOTHING_TO_VALIDATE, trainer)
+        else:
+            self._analysis.val_loader(trainer)
+        self._pace.start(trainer.current_epoch)
         with self._going_on(trainer):
-            self._prepare(trainer, pl_module)
+            self._analysis.session(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start tapping, where this epoch is analysed."""
         self._stop_recording()
-        off_beat = trainer.state.fn == "fit" and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        if trainer.sanity_checking or off_beat:
+        if trainer.sanity_checking or not self._is_due(trainer):
             return
         with self._going_on(trainer):
-            analysis, train_probe = self._prepare(trainer, pl_module)
-            loader = self._val_loader(trainer)
+            session = self._analysis.session(trainer, pl_module)
+            loader = self._analysis.val_loader(trainer)
             self._due = True
-            if is_sequential(loader, shards=trainer.world_size):
-                self._recording = LiveRecording(analysis, train_probe.available(), loader)
+            # Contributions need a pass of their own over the images, which records them too.
+            if not session.roles_by_contribution and is_sequential(loader, shards=trainer.world_size):
+                available = self._analysis.train_probe(trainer, pl_module).available()
+                self._recording = LiveRecording(session, available, loader)
 
     def on_validation_batch_start(
         self,
@@ -268,30 +216,22 @@ class UnitRoleMonitor(pl.Callback):
                 self._recording.expect(batch if dataloader_idx == self.val_dataloader_idx else None)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Analyse the training side, ablate, assign roles, log."""
+        """Look at both sides, ablate, assign roles, log."""
         due, recording = self._due, self._recording
         self._stop_recording()
-        if not due:
-            return
-        with self._going_on(trainer), torch.inference_mode(False):
-            report = self._analyze(trainer, recording)
-            before, self.report = self.report, report
-            if before is not None:
-                self.history.append(before)
-            scalars = report_scalars(report, before=before)
-            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
-            if trainer.is_global_zero:
-                self._logs.log(report, trainer.loggers, before=before, removals=removals_of(trainer.lightning_module))
-            if self.compare_criteria == "every":
-                self._compare(trainer, list(report.layers))
+        if due:
+            self._analyse(trainer, pl_module, recording)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where the ranking turned out hardly better than a random order."""
+        """Analyse the network as it ends, and say so where the ranking turned out hardly better than a random order."""
+        unseen = self.report is not None and self.report.global_step != trainer.global_step
+        if self.every_n_epochs == "auto" and unseen:
+            self._analyse(trainer, pl_module, None)
         with self._going_on(trainer):
             self._question_ranking(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same after ``trainer.validate``."""
+        """Question the ranking after ``trainer.validate`` too."""
         if trainer.state.fn == "validate":
             with self._going_on(trainer), torch.inference_mode(False):
                 self._question_ranking(trainer)
@@ -310,77 +250,120 @@ class UnitRoleMonitor(pl.Callback):
             self._recording.stop()
             self._recording = None
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[UnitAnalysis, Probe]:
-        if self._analysis is None or self._train_probe is None:
-            source = self.train_data if self.train_data is not None else _training_data(trainer, pl_module)
-            runtime = _runtime(trainer, pl_module, self.forward_fn)
-            with torch.inference_mode(False):
-                batch = runtime.transfer(first_batch(as_batches(source, name="training"), name="training"))
-                self._analysis = UnitAnalysis(pl_module, self.settings, runtime, batch)
-            self._train_probe = self._analysis.probe(source, name="training")
-        return self._analysis, self._train_probe
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.state.fn != "fit":
+            return True
+        epoch = trainer.current_epoch
+        if isinstance(self.every_n_epochs, int):
+            return (epoch + 1) % self.every_n_epochs == 0
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        interval = 1
+        if self._pace.analysis is not None:
+            interval = self._pace.interval(self._pace.epoch_seconds(epoch), self._pace.analysis, epochs)
+        due = self._pace.due(epoch, epochs, interval)
+        # Clocks differ from process to process, and all have to do the same.
+        return bool(trainer.strategy.broadcast(due))
 
-    def _val_loader(self, trainer: pl.Trainer) -> Any:
-        loaders = _validation_data(trainer)
-        if loaders is None:
-            raise SettingError(_NOTHING_TO_VALIDATE)
-        if not isinstance(loaders, (list, tuple)):
-            loaders = [loaders]
-        if self.val_dataloader_idx >= len(loaders):
-            raise SettingError(
-                f"val_dataloader_idx={self.val_dataloader_idx}, but there are {len(loaders)} validation loaders."
-            )
-        return loaders[self.val_dataloader_idx]
+    def _analyse(self, trainer: pl.Trainer, pl_module: pl.LightningModule, recording: LiveRecording | None) -> None:
+        first = self._pace.analysis is None
+        with self._going_on(trainer), torch.inference_mode(False):
+            with self._pace.analysing(trainer.current_epoch):
+                report = self._make_report(trainer, pl_module, recording)
+                self._log_report(trainer, report)
+            if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
+                self._announce(trainer)
+            if self.compare_criteria == "every":
+                self._compare(trainer)
 
-    def _analyze(self, trainer: pl.Trainer, recording: LiveRecording | None) -> UnitReport:
-        analysis, train_probe = self._prepare(trainer, trainer.lightning_module)
-        val_probe = analysis.probe(self._val_loader(trainer), name="validation")
+    def _make_report(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, recording: LiveRecording | None
+    ) -> UnitReport:
+        analysis = self._analysis
+        session, train_probe = analysis.session(trainer, pl_module), analysis.train_probe(trainer, pl_module)
+        val_probe = analysis.val_probe(trainer, pl_module)
         if recording is not None:
             recording.hand_over(val_probe)
+        self._samples = session.samples(train_probe, val_probe)
         found = train_probe.available(), val_probe.available()
-        quota = common_quota(*found)
-        self._warn_once(
-            shortage(*found, wanted=self.settings.images_per_class, class_names=analysis.class_names), trainer
-        )
-        recorders = analysis.record(val_probe, quota) if recording is None else recording.recorders
-        val = analysis.statistics(recorders, val_probe, quota)
-        train = analysis.statistics(analysis.record(train_probe, quota), train_probe, quota)
-        report = analysis.report(
-            train,
-            val,
-            train_probe=train_probe,
-            val_probe=val_probe,
-            quota=quota,
+        self._warn_once(shortage(*found, wanted=session.images_per_class, class_names=session.class_names), trainer)
+        report = session.report(
+            self._samples,
+            recorders=None if recording is None else recording.recorders,
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
         self._warn_once(non_finite_maps(report), trainer)
-        self._val_probe = val_probe
         return report
 
-    def _compare(self, trainer: pl.Trainer, layers: Sequence[str]) -> CriteriaComparison:
-        if self._analysis is None or self._val_probe is None:
-            raise SettingError("Criteria can be compared only after an epoch was analysed.")
-        comparison = compare_on_probe(self._analysis, self._val_probe, layers=layers)
-        self._val_probe.release()
+    def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
+        if self.report is not None:
+            self.history.append(self.report)
+            while self.history and sum(one.num_bytes for one in self.history) > HISTORY_BYTES:
+                del self.history[0]
+        before, self.report = self._before, report
+        self._before = {name: layer.roles for name, layer in report.layers.items()}
+        scalars = report_scalars(report, before=before)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
-            self._logs.log_comparison(comparison, trainer.loggers, step=trainer.global_step)
+            removals = removals_of(trainer.lightning_module)
+            self._logs.log(
+                report,
+                trainer.loggers,
+                before=before,
+                kept=kept_channels(removals),
+                original_units=original_widths(removals),
+                on_fault=partial(self._warn_of_fault, trainer),
+            )
+
+    def _announce(self, trainer: pl.Trainer) -> None:
+        epoch_seconds, analysis = self._pace.epoch_seconds(trainer.current_epoch), self._pace.analysis or 0.0
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        interval = self._pace.interval(epoch_seconds, analysis, epochs)
+        every = "each epoch is analysed" if interval == 1 else f"one epoch in {interval} is analysed, and the last"
+        rank_zero_info(
+            f"One analysis of unit roles takes {analysis:.1f} s, {analysis / max(epoch_seconds, 1e-9):.2f} of a "
+            f"training epoch. With budget={self.budget:g}, {every}."
+        )
+
+    def _compare(self, trainer: pl.Trainer, layers: list[str] | None = None) -> CriteriaComparison:
+        if self._samples is None or self.report is None:
+            raise SettingError("Criteria can be compared only after an epoch was analysed.")
+        session = self._analysis.session(trainer, trainer.lightning_module)
+        comparison = session.compare(self._samples.val, tuple(CRITERIA), layers=layers)
+        if trainer.is_global_zero:
+            self._logs.log_comparison(
+                comparison,
+                trainer.loggers,
+                step=trainer.global_step,
+                on_fault=partial(self._warn_of_fault, trainer),
+            )
         return comparison
 
     def _question_ranking(self, trainer: pl.Trainer) -> None:
-        if self.report is None or self._val_probe is None or self.compare_criteria == "never":
+        if self.report is None or self._samples is None:
             return
         suspects = misleading_layers(self.report)
-        layers = list(self.report.layers) if self.compare_criteria == "end" else suspects
-        comparison = self._compare(trainer, layers) if layers else None
-        if comparison is not None and suspects:
-            self._warn_once(misleading_ranking(self.report, comparison.only(suspects)), trainer)
+        comparison = None
+        if self.compare_criteria == "end":
+            comparison = self._compare(trainer)
+        elif self.compare_criteria == "suspect" and suspects:
+            comparison = self._compare(trainer, suspects)
+        if suspects and self.compare_criteria != "never":
+            only = None if comparison is None else comparison.only(suspects)
+            self._warn_once(misleading_ranking(self.report, suspects, only), trainer)
 
     def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
         if message is not None and message not in self._warned:
             self._warned.add(message)
             if trainer.is_global_zero:
                 warnings.warn(message, stacklevel=3)
+
+    def _warn_of_fault(self, trainer: pl.Trainer, what: str, error: Exception) -> None:
+        """Warn of what could not be logged, once for each place."""
+        _log.debug("%s could not be logged.", what, exc_info=error)
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn_once(f"{what} could not be logged, and training goes on. {_in_words(error)}", trainer)
 
     @contextmanager
     def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -392,7 +375,11 @@ class UnitRoleMonitor(pl.Callback):
         except Exception as error:
             self._stop_recording()
             _log.debug("The analysis failed.", exc_info=error)
-            self._warn_once(f"Unit roles could not be analysed, and training goes on. {_in_words(error)}", trainer)
+            # Numbers in a message may vary from epoch to epoch; it is given once all the same.
+            kind = f"{type(error).__name__} in {_where(error)}"
+            if kind not in self._warned:
+                self._warned.add(kind)
+                self._warn_once(f"Unit roles could not be analysed, and training goes on. {_in_words(error)}", trainer)
 
 
 def _in_words(error: Exception) -> str:
@@ -401,65 +388,20 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}. The logger {__name__!r} tells more at level DEBUG."
 
 
-def _validation_data(trainer: Any) -> Any:
-    """The trainer's validation data, also before Lightning has looked at them."""
-    if trainer.val_dataloaders is None and trainer.state.fn == "fit" and trainer.enable_validation:
-        # Without a sanity check that is so until the first epoch that validates.
-        stage = trainer.state.stage
-        trainer.validating = True
-        try:
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        finally:
-            trainer.state.stage = stage
-    return trainer.val_dataloaders
+def _where(error: BaseException) -> str:
+    """The line that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "nowhere" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
 
 
-def _training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-    """The trainer's training data, or what ``fit`` would use where it has not been called."""
-    source = trainer.train_dataloader
-    if source is None:
-        for owner in (getattr(trainer, "datamodule", None), pl_module):
-            if owner is not None and is_overridden("train_dataloader", owner):
-                source = owner.train_dataloader()
-                break
-    if isinstance(source, (DataLoader, Dataset)) or (
-        isinstance(source, Iterable) and not isinstance(source, _COLLECTIONS)
-    ):
-        return source
-    found = "none" if source is None else f"a {type(source).__name__}, not one data loader"
-    raise SettingError(
-        f"UnitRoleMonitor needs training images, and the trainer's training data are {found}. Pass train_data=, a "
-        "DataLoader, a Dataset or a list of batches."
-    )
-
-
-def _runtime(trainer: pl.Trainer, pl_module: pl.LightningModule, forward_fn: ForwardFn | None) -> Runtime:
-    precision, strategy = trainer.precision_plugin, trainer.strategy
-
-    def forward(inputs: Any) -> Any:
-        with precision.forward_context():
-            return pl_module(inputs) if forward_fn is None else forward_fn(pl_module, inputs)
-
-    def transfer(batch: Any) -> Any:
-        return strategy.batch_to_device(precision.convert_input(batch), dataloader_idx=0)
-
-    def total(values: Tensor) -> Tensor:
-        on_device = values.to(pl_module.device, copy=True)
-        torch.distributed.all_reduce(on_device)
-        return on_device
-
-    def gather(values: Tensor) -> Tensor:
-        gathered = strategy.all_gather(values)
-        return gathered if isinstance(gathered, Tensor) else torch.stack(gathered)
-
-    single = trainer.world_size == 1
-    return Runtime(
-        forward=forward,
-        transfer=transfer,
-        device=pl_module.device,
-        reduce=None if single else total,
-        **({} if single else {"gather": gather}),
-        shard=trainer.global_rank,
-        shards=trainer.world_size,
-        progress=partial(trainer_progress, trainer),
-    )
+def _setting_name(value: Any) -> Any:
+    """A setting as what tells it from another, the same in each run."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Callable):  # type: ignore[arg-type]
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if isinstance(value, (list, tuple)):
+        return [_setting_name(item) for item in value]
+    return type(value).__qualname__

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.structures import batch_size
 
 BatchFn = Callable[[Any], tuple[Any, Any]]
 GroupFn = Callable[[Any], Tensor]
@@ -84,35 +84,44 @@ def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: Group
     return groups
 
 
-def single_group(targets: Any) -> Tensor:
-    """A ``group_fn`` that puts all images into one group, for when classes do not matter."""
-    size = len(targets) if not isinstance(targets, Mapping) else len(next(iter(targets.values())))
-    return torch.zeros(size, dtype=torch.int64)
-
-
-def first_of_each(groups: Tensor, seen: Tensor, quota: Tensor) -> Tensor:
-    """Which images of a batch are among the first ``quota`` of their group.
+def ranks_in_group(groups: Tensor, seen: Tensor) -> Tensor:
+    """Place of each image of a batch among all images of its group, counted from 0.
 
     Args:
-        groups: ``[B]`` int64 group indices; images with an index that is none of ``C`` groups are never chosen.
+        groups: ``[B]`` int64 group indices; an index that is none of ``C`` groups has no place.
         seen: ``[C]`` int64, images of each group in earlier batches; the batch's are added in place.
-        quota: ``[C]`` int64, images wanted of each group.
 
     Returns:
-        ``[B]`` bool. Nothing here waits for the device.
+        ``[B]`` int64, -1 where there is no place. Nothing here waits for the device.
 
     Example:
         >>> seen = torch.tensor([1, 0])
-        >>> first_of_each(torch.tensor([0, 0, 1, -1, 0]), seen, quota=torch.tensor([2, 9])).tolist()
-        [True, False, True, False, False]
+        >>> ranks_in_group(torch.tensor([0, 0, 1, -1, 0]), seen).tolist()
+        [1, 2, 0, -1, 3]
         >>> seen.tolist()
         [4, 1]
     """
-    known = groups.clamp(0, len(quota) - 1)
-    membership = groups.unsqueeze(1) == torch.arange(len(quota), device=groups.device)
-    position = (membership.cumsum(0) + seen).gather(1, known.unsqueeze(1)).squeeze(1)
+    known = groups.clamp(0, len(seen) - 1)
+    membership = groups.unsqueeze(1) == torch.arange(len(seen), device=groups.device)
+    place = (membership.cumsum(0) + seen).gather(1, known.unsqueeze(1)).squeeze(1) - 1
     seen += membership.sum(0)
-    return (position <= quota[known]) & (known == groups)
+    return torch.where(known == groups, place, -1)
+
+
+def within(ranks: Tensor, groups: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """Which images have a place from ``start`` to below ``stop`` in their group.
+
+    Args:
+        ranks: ``[B]`` int64 from :func:`ranks_in_group`.
+        groups: ``[B]`` int64 group indices.
+        start: ``[C]`` int64.
+        stop: ``[C]`` int64.
+
+    Returns:
+        ``[B]`` bool.
+    """
+    known = groups.clamp(0, len(stop) - 1)
+    return (ranks >= start[known]) & (ranks < stop[known]) & (ranks >= 0)
 
 
 def count_images(inputs: Any) -> int:
@@ -121,14 +130,13 @@ def count_images(inputs: Any) -> int:
     Raises:
         DataError: if there is none.
     """
-    sizes: list[int] = []
-    apply_to_collection(inputs, Tensor, lambda values: sizes.extend(values.shape[:1]))
-    if not sizes:
+    size = batch_size(inputs)
+    if size is None:
         raise DataError(
             f"The inputs of a batch are {describe(inputs)}; expected a tensor [B, ...] or a collection that holds one. "
             "Pass batch_fn=, a function from a batch to (inputs, targets)."
         )
-    return sizes[0]
+    return size
 
 
 def describe(value: Any) -> str:

@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.isolation import OwnRandomness, find_generators, preserve_rng, seed_rng
+from lightning_unitrole.network.isolation import OwnRandomness, find_generators, preserve_rng, seed_rng
 
 DataSource = Dataset[Any] | Iterable[Any]
 
@@ -132,7 +132,9 @@ def own_loader(loader: DataLoader[Any], indices: Sequence[int], *, seed: int = 0
     """A loader that reads ``indices`` in that order and collates as ``loader`` does, sharing no state with it."""
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or _DEFAULT_BATCH_SIZE
     batches = -(-len(indices) // batch_size)
-    workers = min(loader.num_workers, batches) if batches > 1 else 0
+    # Even one image is read by a worker where the user's loader has some: a dataset that opens a file at its first read
+    # would otherwise share the open file, and its position, with every worker that is forked later.
+    workers = min(loader.num_workers, max(batches, 1))
     collate = loader.collate_fn
     return DataLoader(
         _SeededSubset(loader.dataset, indices, seed),

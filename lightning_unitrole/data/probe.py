@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_unitrole.data.batches import BatchFn, GroupFn, batch_groups, count_images, first_of_each, split_batch
+from lightning_unitrole.data.batches import (
+    BatchFn,
+    GroupFn,
+    batch_groups,
+    count_images,
+    ranks_in_group,
+    split_batch,
+    within,
+)
 from lightning_unitrole.data.loaders import (
     DataSource,
     as_batches,
@@ -24,6 +30,7 @@ from lightning_unitrole.data.loaders import (
     stored_labels,
 )
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.structures import map_tensors, num_bytes, take_rows
 
 _CACHE_BYTES = 128 * 2**20
 _LABELS_TO_CHECK = 32
@@ -31,36 +38,25 @@ _LABELS_TO_CHECK = 32
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """Some images of a probe: the batch as the source collates it, and ``groups`` ``[B]`` int64 on the CPU."""
+    """Some images of a probe.
+
+    Attributes:
+        batch: the batch as the source collates it.
+        groups: ``[B]`` int64 on the CPU, the group of each image.
+        ranks: ``[B]`` int64 on the CPU, its place among the images of its group, from 0.
+    """
 
     batch: Any
     groups: Tensor
+    ranks: Tensor
 
     def select(self, rows: Tensor) -> ProbeBatch:
         """The images at ``rows``."""
-        batch = apply_to_collection(self.batch, _PER_IMAGE, _pick, rows, len(self.groups))
-        return ProbeBatch(batch, self.groups[rows])
+        return ProbeBatch(take_rows(self.batch, rows, len(self.groups)), self.groups[rows], self.ranks[rows])
 
     def copy(self) -> ProbeBatch:
         """The same with tensors of its own."""
-        return ProbeBatch(apply_to_collection(self.batch, Tensor, torch.clone), self.groups)
-
-
-_PER_IMAGE = (Tensor, np.ndarray, list, tuple)
-
-
-def _pick(values: Any, rows: Tensor, size: int) -> Any:
-    """The entries at ``rows`` of what has one entry for each of ``size`` images, and everything else as it is."""
-    if isinstance(values, Tensor):
-        return values[rows.to(values.device)] if values.shape[:1] == (size,) else values
-    if isinstance(values, np.ndarray):
-        return values[rows.numpy()] if values.shape[:1] == (size,) else values
-    # Such as labels or file names. A list of tensors is one of fields, and each field has its own entries.
-    if len(values) == size and not any(isinstance(value, (*_PER_IMAGE, Mapping)) for value in values):
-        picked = [values[row] for row in rows.tolist()]
-        return picked if isinstance(values, list) else tuple(picked)
-    fields = [apply_to_collection(value, _PER_IMAGE, _pick, rows, size) for value in values]
-    return type(values)(*fields) if hasattr(values, "_fields") else type(values)(fields)
+        return ProbeBatch(map_tensors(self.batch, torch.clone), self.groups, self.ranks)
 
 
 class Probe:
@@ -125,7 +121,7 @@ class Probe:
                 self._available = torch.tensor([len(indices) for indices in self._indices])
             else:
                 self._available = torch.zeros(self.num_groups, dtype=torch.int64)
-                for batch in self._select_from_stream(quota, shard=0, shards=1):
+                for batch in self._select_from_stream(torch.zeros_like(quota), quota, shard=0, shards=1):
                     self._available += torch.bincount(batch.groups, minlength=self.num_groups)
         return self._available.clone()
 
@@ -138,29 +134,33 @@ class Probe:
         self._available = torch.tensor([len(found) for found in by_group])
         self._cache.clear()
 
-    def batches(self, quota: Tensor, *, shard: int = 0, shards: int = 1) -> Iterator[ProbeBatch]:
-        """The first ``quota[c]`` images of each group ``c``, every ``shards``-th of them.
+    def batches(
+        self, quota: Tensor, *, start: Tensor | None = None, shard: int = 0, shards: int = 1
+    ) -> Iterator[ProbeBatch]:
+        """The images of each group with places from ``start`` to below ``quota``, every ``shards``-th of them.
 
         Small probes are kept in memory until :meth:`release`.
 
         Args:
             quota: ``[C]`` int64, at most what :meth:`available` says.
+            start: ``[C]`` int64; zeros when left out.
             shard: index of this process.
             shards: number of processes among which the images are dealt out.
 
         Raises:
             DataError: if the batches do not fit, or an image has another label than when it was chosen.
         """
-        key = (*quota.tolist(), shard, shards)
+        start = torch.zeros_like(quota) if start is None else start
+        key = (*start.tolist(), *quota.tolist(), shard, shards)
         if key in self._cache:
             # Copies, because a model may work on its inputs in place.
             yield from (batch.copy() for batch in self._cache[key])
             return
         kept: list[ProbeBatch] | None = []
         size = 0
-        for batch in self._read(quota, shard, shards):
+        for batch in self._read(start, quota, shard, shards):
             if kept is not None:
-                size += _num_bytes(batch)
+                size += num_bytes(batch.batch)
                 kept = [*kept, batch.copy()] if size <= _CACHE_BYTES else None
             yield batch
         if kept is not None:
@@ -170,26 +170,29 @@ class Probe:
         """Free the images that are kept in memory."""
         self._cache.clear()
 
-    def _read(self, quota: Tensor, shard: int, shards: int) -> Iterator[ProbeBatch]:
+    def _read(self, start: Tensor, quota: Tensor, shard: int, shards: int) -> Iterator[ProbeBatch]:
         self.available()
         if self._indices is None:
-            yield from self._select_from_stream(quota, shard=shard, shards=shards)
+            yield from self._select_from_stream(start, quota, shard=shard, shards=shards)
             return
         assert isinstance(self.source, DataLoader)
-        wanted = {
-            index: group
-            for group, (indices, size) in enumerate(zip(self._indices, quota.tolist(), strict=True))
-            for index in indices[:size]
+        places = {
+            index: (group, rank)
+            for group, (indices, first, last) in enumerate(
+                zip(self._indices, start.tolist(), quota.tolist(), strict=True)
+            )
+            for rank, index in enumerate(indices[:last])
+            if rank >= first
         }
-        for chunk, batch in self._read_indices(self.source, sorted(wanted)[shard::shards]):
+        for chunk, batch in self._read_indices(self.source, sorted(places)[shard::shards]):
             for index, group in zip(chunk, batch.groups.tolist(), strict=True):
-                if group != wanted[index]:
+                if group != places[index][0]:
                     raise DataError(
-                        f"The {self.name} image with index {index} has label {group}; it was {wanted[index]} when the "
-                        "image was chosen. Labels must be the same each time. If the dataset's 'targets' are not the "
-                        "labels that it yields, pass group_fn=lambda targets: targets."
+                        f"The {self.name} image with index {index} has label {group}; it was {places[index][0]} when "
+                        "the image was chosen. Labels must be the same each time. If the dataset's 'targets' are not "
+                        "the labels that it yields, pass group_fn=lambda targets: targets."
                     )
-            yield batch
+            yield ProbeBatch(batch.batch, batch.groups, torch.tensor([places[index][1] for index in chunk]))
 
     def _read_indices(self, loader: DataLoader[Any], indices: Sequence[int]) -> Iterator[tuple[list[int], ProbeBatch]]:
         own = own_loader(loader, indices, seed=self.seed)
@@ -206,19 +209,20 @@ class Probe:
 
     def _grouped(self, batch: Any) -> ProbeBatch:
         inputs, targets = split_batch(batch, self.batch_fn)
-        groups = batch_groups(targets, count_images(inputs), self.num_groups, self.group_fn)
-        return ProbeBatch(batch, groups.cpu())
+        groups = batch_groups(targets, count_images(inputs), self.num_groups, self.group_fn).cpu()
+        return ProbeBatch(batch, groups, torch.full_like(groups, -1))
 
-    def _select_from_stream(self, quota: Tensor, *, shard: int, shards: int) -> Iterator[ProbeBatch]:
+    def _select_from_stream(self, start: Tensor, quota: Tensor, *, shard: int, shards: int) -> Iterator[ProbeBatch]:
         seen = torch.zeros_like(quota)
         taken = 0
         for batch in own_batches(self.source, seed=self.seed):
             whole = self._grouped(batch)
-            rows = first_of_each(whole.groups, seen, quota).nonzero().flatten()
-            start = (shard - taken) % shards
+            whole = replace(whole, ranks=ranks_in_group(whole.groups, seen))
+            rows = within(whole.ranks, whole.groups, start, quota).nonzero().flatten()
+            first = (shard - taken) % shards
             taken += len(rows)
-            if len(rows[start::shards]):
-                yield whole.select(rows[start::shards])
+            if len(rows[first::shards]):
+                yield whole.select(rows[first::shards])
             if bool((seen >= quota).all()):
                 return
 
@@ -254,9 +258,3 @@ class Probe:
         stored = {index: group for group, indices in enumerate(found) for index in (*indices[:1], *indices[-1:])}
         read = self._read_indices(loader, sorted(stored)[:_LABELS_TO_CHECK])
         return all([stored[index] for index in chunk] == batch.groups.tolist() for chunk, batch in read)
-
-
-def _num_bytes(batch: ProbeBatch) -> int:
-    sizes: list[int] = []
-    apply_to_collection(batch.batch, Tensor, lambda values: sizes.append(values.numel() * values.element_size()))
-    return sum(sizes)

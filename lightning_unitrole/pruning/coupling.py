@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import BackendError, TraceError
-from lightning_unitrole.forwards import tensors_in, undisturbed
+from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.structures import tensors_in
 
 Place = tuple[str, int]
 """Name of a parameter or buffer, and one of its dimensions."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_unitrole.results import text_table
+from lightning_unitrole.reports.tables import text_table
 
 
 @dataclass(frozen=True)

@@ -11,36 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
+from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
-from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, UnitRole
-from lightning_unitrole.tracing import module_of
+from lightning_unitrole.pruning.evidence import LayerEvidence
+from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
 
 EVIDENCE, ROLES = "evidence", "roles"
 AMOUNTS = ("macs", "parameters", "units", "layer")
 _TIE = 1e-6
-
-
-@dataclass(frozen=True)
-class LayerEvidence:
-    """What was measured of the units of a layer.
-
-    Attributes:
-        name: the layer.
-        order: ``[U]`` int64, units from the most to the least effective, over all classes.
-        curve: ablation of the least effective first, on validation images; None if it was not measured.
-        roles: ``[C, U]`` uint8, see :class:`~lightning_unitrole.results.LayerReport`; None if they were not measured.
-    """
-
-    name: str
-    order: Tensor
-    curve: AblationCurve | None = None
-    roles: Tensor | None = None
-
-    @classmethod
-    def of(cls, layer: LayerReport) -> LayerEvidence:
-        """What a report says."""
-        curve = layer.val.curves.get("least_first")
-        return cls(layer.name, layer.val.overall_order, curve, layer.roles if layer.roles.numel() else None)
 
 
 def rank_position(layer: LayerEvidence) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a :class:`~lightning_unitrole.results.UnitReport` to the compact tensors that the "Unit roles" tab reads.
+"""From a :class:`~lightning_unitrole.reports.report.UnitReport` to the compact tensors that the "Unit roles" tab reads.
 
 Each report becomes one TensorBoard event at one step:
 
@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_unitrole.errors import DataError
-from lightning_unitrole.results import SPLITS, AblationCurve, LayerReport, SplitReport, UnitReport, UnitRole
+from lightning_unitrole.reports.curves import AblationCurve
+from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, SplitReport, UnitReport, UnitRole
-from lightning_unitrole.roles import summarize_roles
+from lightning_unitrole.reports.curves import AblationCurve
+from lightning_unitrole.reports.layer import LayerReport, SplitReport
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import NO_ROLE, UnitRole, summarize_roles
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -14,7 +14,8 @@ from tensorboard_plugin.synthetic import CLASSES, LAYERS, Spec, Training, prune,
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_unitrole.errors import DataError
-from lightning_unitrole.results import UnitReport, UnitRole
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, unpack
 from lightning_unitrole.tensorboard_plugin.schema import NO_ROLE, OVERVIEW_COLUMNS, REMOVED
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report

@@ -6,10 +6,28 @@ sets of arXiv:2103.09716, section 4.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
-from lightning_unitrole.results import NO_ROLE, UnitRole
+NO_ROLE = 255
+"""Stands in ``roles`` for a class of which one split has no image."""
+UNDECIDED = 253
+"""Stands in ``roles`` where there are too few images, or too little information, to tell."""
+NO_ROLES = (UNDECIDED, NO_ROLE)
+
+
+class UnitRole(IntEnum):
+    """What a unit is good for: bit 0 says effective on training images, bit 1 on validation images.
+
+    Source: the four-way role test of Zhao, Zhang & Hu, "Role Taxonomy of Units in DNNs", arXiv:2011.00789.
+    """
+
+    NEITHER = 0
+    TRAIN_ONLY = 1
+    VAL_ONLY = 2
+    BOTH = 3
 
 
 def effective_set(order: Tensor, turning_point: int) -> Tensor:

@@ -1,18 +1,10 @@
-"""The units of a model: finding them by running one batch, choosing among them, and tapping their maps.
-
-A unit is one output channel of a convolution, seen after its normalisation and its activation. A convolution whose
-output is mixed across channels, pooled or concatenated before any activation is seen after its normalisation
-("linear" units).
-"""
+"""Catching the maps of chosen layers while a model runs forward passes of its own."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
 
@@ -20,162 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_unitrole.errors import SettingError, TraceError
-from lightning_unitrole.forwards import eager, function_name, tensors_in
-from lightning_unitrole.tracing import Convolution, TapSite, Trace, trace_forward
-
-MIN_MAP_SIZE = 4  # smaller maps cannot hold a one-dimensional cycle
-
-
-@dataclass(frozen=True)
-class UnitLayer:
-    """The units of one convolution.
-
-    Attributes:
-        name: name of the convolution; ``name#1`` is the second call of the same convolution in a forward pass.
-        num_units: number of output channels.
-        map_size: height and width of the maps of the units.
-        tap: where the maps are caught.
-        conv: qualified name of the module that calls the convolution.
-        norm: qualified name of the module that normalises its output, if there is one.
-        activation: torch name of the activation, ``"sigmoid gate"`` and the like for ``x * sigmoid(x)``; ``None`` for
-            linear units.
-    """
-
-    name: str
-    num_units: int
-    map_size: tuple[int, int]
-    tap: TapSite
-    conv: str
-    norm: str | None
-    activation: str | None
-
-    @property
-    def site(self) -> str:
-        """Where the maps are caught, in plain words."""
-        return f"{self.tap}, after {self.activation}" if self.activation else f"{self.tap}, without an activation"
-
-
-@dataclass(frozen=True)
-class FoundUnits:
-    """What running one batch showed.
-
-    Attributes:
-        layers: name to layer, in the order in which the convolutions ran.
-        skipped: name of each convolution that was left out, and why.
-    """
-
-    layers: Mapping[str, UnitLayer]
-    skipped: Mapping[str, str]
-
-
-def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) -> FoundUnits:
-    """Run one batch and find the units of ``model``.
-
-    The model is left as it was: modes, buffers, random state, and no hook stays.
-
-    Args:
-        forward: called once with ``inputs``; runs ``model``, or a part of it, in any way.
-        model: the module in which layers are looked for and by which they are named.
-        inputs: one batch; a few images are enough. The batch is the first dimension of its first tensor.
-    """
-    trace = trace_forward(forward, model, inputs)
-    reasons = {conv: _reason_to_skip(conv, trace) for conv in trace.convolutions}
-    best: dict[int, Convolution] = {}
-    for conv in trace.convolutions:
-        rival = best.get(id(conv.tap))
-        if reasons[conv] is None and (rival is None or conv.depth >= rival.depth):
-            best[id(conv.tap)] = conv
-    layers: dict[str, UnitLayer] = {}
-    skipped: dict[str, str] = {}
-    for conv in trace.convolutions:
-        reason, site = reasons[conv], trace.site(conv.tap)
-        winner = best.get(id(conv.tap), conv)
-        if reason is None and winner is not conv:
-            reason = f"its output is added to that of {winner.name!r} before the activation"
-        if reason is not None or site is None:
-            skipped[conv.name] = reason or ""
-            continue
-        _, units, height, width = conv.tap.shape
-        layers[conv.name] = UnitLayer(conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation)
-    return FoundUnits(layers, skipped)
-
-
-def _reason_to_skip(conv: Convolution, trace: Trace) -> str | None:
-    shape = conv.tap.shape
-    if len(shape) != 4:
-        return f"its maps have shape {list(shape)}, not [batch, units, height, width]"
-    if trace.batch is not None and shape[0] != trace.batch:
-        return f"its maps have {shape[0]} rows for a batch of {trace.batch}"
-    if max(shape[2:]) < MIN_MAP_SIZE:
-        return (
-            f"its maps are {shape[2]}x{shape[3]}; at least {MIN_MAP_SIZE} rows or columns are needed. "
-            "Larger input images give larger maps"
-        )
-    if trace.site(conv.tap) is None:
-        return (
-            f"its {conv.activation or 'output'} runs outside of every module, where no hook can see it. "
-            "Call the model itself, not its forward method"
-        )
-    return None
-
-
-def select_layers(found: FoundUnits, layers: str | Sequence[str]) -> list[UnitLayer]:
-    """Choose among the layers that were found.
-
-    Args:
-        found: from :func:`find_unit_layers`.
-        layers: ``"auto"`` takes the last convolution of each map size, ``"all"`` every one; otherwise names, or
-            globs as in :mod:`fnmatch`, one or several.
-
-    Returns:
-        The chosen layers, each once, in the order in which they run.
-
-    Raises:
-        SettingError: if a name or glob matches nothing, names a layer that was left out, or no layer is left.
-    """
-    if not found.layers:
-        raise SettingError(f"The model has no layer whose units can be analysed. {_why_skipped(found)}")
-    if layers == "all":
-        return list(found.layers.values())
-    if layers == "auto":
-        last = {layer.map_size: layer.name for layer in found.layers.values()}
-        return [layer for layer in found.layers.values() if last[layer.map_size] == layer.name]
-    chosen: set[str] = set()
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    if not patterns:
-        raise SettingError("layers is an empty list. Use 'auto', 'all', or names such as " + _names(found.layers))
-    for pattern in patterns:
-        if pattern in found.skipped:
-            raise SettingError(f"Layer {pattern!r} cannot be analysed: {found.skipped[pattern]}.")
-        matches = [pattern] if pattern in found.layers else fnmatch.filter(found.layers, pattern)
-        if not matches:
-            raise SettingError(_unknown(pattern, found))
-        chosen.update(matches)
-    return [layer for layer in found.layers.values() if layer.name in chosen]
-
-
-def _unknown(pattern: str, found: FoundUnits) -> str:
-    close = difflib.get_close_matches(pattern, found.layers, n=3, cutoff=0.5)
-    others = [name for name in found.layers if name not in close]
-    left_out = fnmatch.filter(found.skipped, pattern)
-    why = (
-        f" It matches only layers that were left out: {left_out[0]!r}: {found.skipped[left_out[0]]}."
-        if left_out
-        else ""
-    )
-    return f"No layer matches {pattern!r}.{why} The model has these layers: {_names([*close, *others])}."
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _why_skipped(found: FoundUnits) -> str:
-    if not found.skipped:
-        return "No two-dimensional convolution ran in Python; inside a scripted module it cannot be seen."
-    return "Left out: " + "; ".join(f"{name!r}: {reason}" for name, reason in found.skipped.items()) + "."
-
+from lightning_unitrole.errors import TraceError
+from lightning_unitrole.network.isolation import eager
+from lightning_unitrole.network.structures import tensors_in
+from lightning_unitrole.network.tracing import function_name
+from lightning_unitrole.network.units import UnitLayer
 
 OnMaps = Callable[[UnitLayer, Tensor], "Tensor | None"]
 
@@ -307,11 +148,10 @@ class UnitTap:
     def _replaced(self, layer: UnitLayer, maps: Any, operands: Any) -> Tensor | None:
         """What takes the place of ``maps``, the result of a call with ``operands``."""
         replacement = self._tapped(layer, maps)
-        if (
-            replacement is None
-            or torch.is_grad_enabled()
-            or not any(maps is operand for operand in tensors_in(operands))
-        ):
+        if replacement is None or replacement is maps:
+            return replacement
+        in_place = any(maps is operand for operand in tensors_in(operands))
+        if not in_place or (torch.is_grad_enabled() and maps.requires_grad):
             return replacement
         # The caller may ignore the result of an in-place call and go on with the operand.
         return cast("Tensor", maps.copy_(replacement))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_unitrole.analysis import UnitAnalysis
-from lightning_unitrole.data.batches import batch_groups, count_images, first_of_each, split_batch
+from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.data.batches import batch_groups, count_images, ranks_in_group, split_batch, within
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import DataError
-from lightning_unitrole.units import UnitLayer, UnitTap
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.units import UnitLayer
 
 _CHECK_EVERY = 16
 """Batches between two looks at whether every class is full; on a GPU each look waits for the device."""
@@ -25,7 +26,7 @@ class LiveRecording:
     What goes wrong at a tap ends the recording, not the forward pass; :meth:`hand_over` raises it.
 
     Args:
-        analysis: the analysis whose layers are tapped.
+        session: the analysis whose layers are tapped.
         quota: ``[C]`` int64, images to record of each class.
         loader: the loader, of which process ``i`` of ``n`` sees the images ``i``, ``i + n``, and so on.
 
@@ -33,23 +34,24 @@ class LiveRecording:
         recorders: what was recorded, by layer.
     """
 
-    def __init__(self, analysis: UnitAnalysis, quota: Tensor, loader: DataLoader[Any]) -> None:
-        self.analysis, self.loader = analysis, loader
-        self.recorders = analysis.recorders()
-        device = analysis.runtime.device
+    def __init__(self, session: AnalysisSession, quota: Tensor, loader: DataLoader[Any]) -> None:
+        self.session, self.loader = session, loader
+        self.recorders = session.observer.recorders()
+        device = session.runner.device
         with torch.inference_mode(False):
             self._quota = quota.to(device)
             self._seen = torch.zeros_like(self._quota)
             self._unknown = torch.zeros((), dtype=torch.int64, device=device)
         self._chosen: list[Tensor] = []
         self._groups: Tensor | None = None
+        self._halves: Tensor | None = None
         self._tapped: set[str] = set()
         self._position = 0
         self._batches = 0
         self._short = False
         self._stopped = False
         self._error: Exception | None = None
-        self._tap = UnitTap(analysis.model, analysis.layers, self._take, on_error=self._fail)
+        self._tap = UnitTap(session.runner.model, session.layers, self._take, on_error=self._fail)
         self._tap.attach()
 
     def expect(self, batch: Any) -> None:
@@ -61,28 +63,30 @@ class LiveRecording:
         self._groups = None
         if batch is None or self._stopped or self._error is not None:
             return
-        settings, runtime = self.analysis.settings, self.analysis.runtime
-        inputs, targets = split_batch(batch, settings.batch_fn)
-        groups = batch_groups(targets, count_images(inputs), self.analysis.num_classes, settings.group_fn)
+        options, runner = self.session.options, self.session.runner
+        inputs, targets = split_batch(batch, options.batch_fn)
+        groups = batch_groups(targets, count_images(inputs), self.session.num_classes, options.group_fn)
         if self._short:
             raise DataError(
                 "A validation batch that was not the last one was short of images, so they cannot be told apart by "
                 "their position. Does collate_fn drop some? Drop them from the dataset instead."
             )
         self._short = len(groups) != self.loader.batch_size
-        every = runtime.gather(groups.to(runtime.device)).T.flatten()
+        every = runner.gather(groups.to(runner.device)).T.flatten()
         index = self._position + torch.arange(len(every), device=every.device)
         # Where processes share a dataset unevenly, its first images are dealt out again to fill the last batch.
         every = torch.where(index < len(self.loader.dataset), every, -1)  # type: ignore[arg-type]
-        self._unknown += (every >= self.analysis.num_classes).sum()
-        chosen = torch.where(first_of_each(every, self._seen, self._quota), every, -1)
+        self._unknown += (every >= self.session.num_classes).sum()
+        ranks = ranks_in_group(every, self._seen)
+        chosen = torch.where(within(ranks, every, torch.zeros_like(self._quota), self._quota), every, -1)
         self._chosen.append(chosen)
         self._position += len(every)
-        self._groups = chosen[runtime.shard :: runtime.shards]
+        self._groups = chosen[runner.shard :: runner.shards]
+        self._halves = ranks[runner.shard :: runner.shards] % 2
         self._tapped.clear()
         self._tap.reset()
         self._batches += 1
-        if runtime.device.type == "cpu" or self._batches % _CHECK_EVERY == 0:
+        if runner.device.type == "cpu" or self._batches % _CHECK_EVERY == 0:
             self._detach_when_full()
 
     def stop(self) -> None:
@@ -101,14 +105,14 @@ class LiveRecording:
             raise self._error
         if int(self._unknown):
             raise DataError(
-                f"{int(self._unknown)} validation labels are above {self.analysis.num_classes - 1}, but the model "
-                f"tells {self.analysis.num_classes} classes apart. Pass num_classes= if that number is wrong."
+                f"{int(self._unknown)} validation labels are above {self.session.num_classes - 1}, but the model "
+                f"tells {self.session.num_classes} classes apart. Pass num_classes= if that number is wrong."
             )
         chosen = torch.cat(self._chosen).cpu() if self._chosen else torch.empty(0, dtype=torch.int64)
         indices = (chosen >= 0).nonzero().flatten()
         probe.remember(indices, chosen[indices])
         for name, recorder in self.recorders.items():
-            if len(indices) and not self.analysis.runtime.total(recorder.images).any():
+            if len(indices) and not self.session.runner.total(recorder.images).any():
                 raise DataError(
                     f"Layer {name!r} produced no maps in this validation run. Does validation_step run the model, and "
                     "not a copy of it?"
@@ -123,7 +127,8 @@ class LiveRecording:
                 "expected one map of each unit for each image."
             )
         self._tapped.add(layer.name)
-        self.recorders[layer.name].update(maps, self._groups)
+        assert self._halves is not None
+        self.recorders[layer.name].update(maps, self._groups, self._halves)
 
     def _fail(self, error: Exception) -> None:
         # The hooks stay until the next batch: they cannot be removed while they run.

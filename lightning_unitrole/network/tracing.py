@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_unitrole.forwards import batch_size, function_name, tensors_in, undisturbed
+from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.structures import batch_size, tensors_in
 
 # Names of torch functions, without the underscores that mark in-place and reflected variants.
 CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
@@ -42,6 +43,11 @@ UNCHANGED = frozenset({
 # fmt: on
 ADDITIONS = frozenset({"add", "radd", "iadd", "sub", "rsub", "isub"})
 PRODUCTS = frozenset({"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide"})
+
+
+def function_name(function: Any) -> str:
+    """Name under which a function that a ``TorchFunctionMode`` sees is counted."""
+    return str(getattr(function, "__name__", function))
 
 
 def module_of(layer: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import TraceError
-from lightning_unitrole.forwards import tensors_in, undisturbed
+from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Change, Removal, remove
 

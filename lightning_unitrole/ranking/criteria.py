@@ -5,14 +5,15 @@ A criterion is a function from :class:`UnitStatistics` to scores ``[C, U]``: hig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from lightning_unitrole.entropy import feature_entropy
 from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.ranking.entropy import feature_entropy
+from lightning_unitrole.reports.contributions import Contributions
 
 MIN_INEFFECTIVENESS = 0.1
 """Units below this rank last: a handful of images with the same birth point can fake such a value."""
@@ -33,16 +34,23 @@ class UnitStatistics:
         positive: ``[C, U]`` float64 in [0, 1], share of positive pixels; None if it was not gathered.
         sensitivity: ``[C, U]`` float64, mean over images of the absolute sum over the map of activation times gradient
             of the loss; None if it was not gathered.
-        filter_norm: ``[U]`` float64, L1 norm of the weights of each filter.
+        filter_norm: ``[U]`` float64, L1 norm of the weights of each filter; None where the layer holds no weights of
+            its own.
+        contribution: ``[C, U]`` float64, mean contribution to the margin, nats; None if it was not measured.
     """
 
     images: Tensor
     counts: Tensor
     non_finite: Tensor
-    filter_norm: Tensor
+    filter_norm: Tensor | None = None
     activation: Tensor | None = None
     positive: Tensor | None = None
     sensitivity: Tensor | None = None
+    contribution: Tensor | None = None
+
+    def with_contribution(self, measured: Contributions) -> UnitStatistics:
+        """The same with the mean contributions of the same images."""
+        return replace(self, contribution=measured.by_class().mean)
 
 
 Criterion = Callable[[UnitStatistics], Tensor]
@@ -65,7 +73,13 @@ def filter_norm_score(statistics: UnitStatistics) -> Tensor:
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", arXiv:1608.08710.
     """
-    return statistics.filter_norm.expand(statistics.counts.shape[:2])
+    norm = statistics.filter_norm
+    if norm is None:
+        raise DataError(
+            "This layer holds no weights of its own, as where the forward pass computes them, so there is no filter "
+            "norm. Use another criterion."
+        )
+    return norm.expand(statistics.counts.shape[:2])
 
 
 def apoz_score(statistics: UnitStatistics) -> Tensor:
@@ -91,6 +105,15 @@ def taylor_score(statistics: UnitStatistics) -> Tensor:
     Source: Molchanov et al., arXiv:1611.06440, equation 8 (without its division by the layer's norm).
     """
     return _gathered(statistics.sensitivity, "sensitivity")
+
+
+def contribution_score(statistics: UnitStatistics) -> Tensor:
+    """Mean contribution to the margin: what the unit adds to the network's answer, by integrated gradients.
+
+    Source: Dhamdhere et al., "How Important Is a Neuron?", ICLR 2019; see
+    :class:`~lightning_unitrole.reports.contributions.Contributions`.
+    """
+    return _gathered(statistics.contribution, "contribution")
 
 
 def class_selectivity_score(statistics: UnitStatistics) -> Tensor:
@@ -121,11 +144,11 @@ CRITERIA: dict[str, Criterion] = {
     "apoz": apoz_score,
     "mean_activation": mean_activation_score,
     "taylor": taylor_score,
+    "contribution": contribution_score,
     "class_selectivity": class_selectivity_score,
     "random": random_score,
 }
 _NEEDS_ACTIVATION = {"apoz", "mean_activation", "class_selectivity"}
-_NEEDS_GRADIENT = {"taylor"}
 
 
 def resolve_criterion(criterion: str | Criterion) -> tuple[str, Criterion]:
@@ -144,14 +167,48 @@ def resolve_criterion(criterion: str | Criterion) -> tuple[str, Criterion]:
     return criterion, CRITERIA[criterion]
 
 
-def needs_activation(criterion: str | Criterion) -> bool:
-    """Whether a criterion reads means of the maps. A function of the user's own may, so it counts as one that does."""
-    return callable(criterion) or criterion in _NEEDS_ACTIVATION
+@dataclass(frozen=True)
+class Needs:
+    """What some criteria read besides the histograms.
+
+    Attributes:
+        activation: means of the maps. A function of the user's own may read them.
+        gradient: gradients of the loss, which cost a backward pass.
+        contribution: contributions to the margin, which cost several.
+    """
+
+    activation: bool
+    gradient: bool
+    contribution: bool
+
+    @classmethod
+    def of(cls, criteria: Sequence[str | Criterion]) -> Needs:
+        """What these criteria read."""
+        names = {
+            next((name for name, known in CRITERIA.items() if known is criterion), None)
+            if callable(criterion)
+            else criterion
+            for criterion in criteria
+        }
+        return cls(
+            activation=bool(names & _NEEDS_ACTIVATION) or None in names,
+            gradient="taylor" in names,
+            contribution="contribution" in names,
+        )
 
 
-def needs_gradient(criterion: str | Criterion) -> bool:
-    """Whether a criterion reads gradients of the loss, which cost a backward pass."""
-    return criterion is taylor_score or (isinstance(criterion, str) and criterion in _NEEDS_GRADIENT)
+def criterion_names(criteria: Sequence[str | Criterion]) -> list[str]:
+    """A name for each criterion; functions of one name are numbered.
+
+    Raises:
+        SettingError: if a criterion is unknown.
+    """
+    names: list[str] = []
+    for criterion in criteria:
+        name = resolve_criterion(criterion)[0]
+        earlier = sum(other == name or other.startswith(f"{name}#") for other in names)
+        names.append(f"{name}#{earlier}" if earlier and callable(criterion) else name)
+    return names
 
 
 def rank_units(score: Tensor) -> Tensor:
@@ -191,6 +248,33 @@ def rank_overall(order: Tensor, images: Tensor) -> Tensor:
     return rank.sum(0).argsort(stable=True)
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """How a criterion ranks the units of a layer (C classes, U units).
+
+    Attributes:
+        score: ``[C, U]`` float64, higher is more effective.
+        order: ``[C, U]`` int64, units from the most to the least effective, for each class.
+        overall: ``[U]`` int64, one order for all classes, by mean rank.
+    """
+
+    score: Tensor
+    order: Tensor
+    overall: Tensor
+
+
+def rank(criterion: str | Criterion, statistics: UnitStatistics) -> Ranking:
+    """Rank the units of a layer by a criterion.
+
+    Raises:
+        SettingError: if no criterion has that name.
+        DataError: if a function of the user's own returns something else than scores, or something was not measured.
+    """
+    score = score_units(criterion, statistics)
+    order = rank_units(score)
+    return Ranking(score, order, rank_overall(order, statistics.images))
+
+
 def score_units(criterion: str | Criterion, statistics: UnitStatistics) -> Tensor:
     """Scores ``[C, U]`` float64 of a criterion, checked.
 
@@ -199,7 +283,8 @@ def score_units(criterion: str | Criterion, statistics: UnitStatistics) -> Tenso
         DataError: if a function of the user's own returns something else.
     """
     name, function = resolve_criterion(criterion)
-    score = function(statistics)
+    # A function of the user's own gets tensors of its own: it may work on them in place.
+    score = function(_copied(statistics) if callable(criterion) else statistics)
     if not isinstance(score, Tensor):
         raise DataError(f"criterion {name!r} returned a {type(score).__name__}; expected a tensor [classes, units].")
     if score.shape != statistics.counts.shape[:2]:
@@ -214,3 +299,8 @@ def _gathered(values: Tensor | None, name: str) -> Tensor:
     if values is None:
         raise DataError(f"UnitStatistics.{name} was not gathered in this pass, and the criterion reads it.")
     return values
+
+
+def _copied(statistics: UnitStatistics) -> UnitStatistics:
+    values = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
+    return replace(statistics, **{name: value.clone() for name, value in values.items() if value is not None})

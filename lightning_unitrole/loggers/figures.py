@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_unitrole.pruning.report import PruningReport
-from lightning_unitrole.results import NO_ROLE, AblationCurve, CriterionCurves, LayerReport, UnitRole
+from lightning_unitrole.reports.curves import AblationCurve, CriterionCurves
+from lightning_unitrole.reports.layer import LayerReport
+from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def ablation_figure(layer: LayerReport) -> Figure:
 
     Turning points are marked on the least-first curves; the shaded area is the ranking gap.
     """
-    figure = _figure(width=6.4, height=3.3)
+    figure = make_figure(width=6.4, height=3.3)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (title, split) in zip(axes, (("training", layer.train), ("validation", layer.val)), strict=True):
         least, most = split.curves["least_first"], split.curves["most_first"]
@@ -81,7 +82,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     roles = layer.roles[:, columns].clone()
     roles[roles == NO_ROLE] = len(UnitRole)
     classes = len(class_names)
-    figure = _figure(width=6.4, height=1.3 + 0.24 * min(max(classes, 4), 40))
+    figure = make_figure(width=6.4, height=1.3 + 0.24 * min(max(classes, 4), 40))
     axis = figure.subplots()
     colors = [ROLE_COLORS[role] for role in UnitRole]
     axis.imshow(
@@ -113,7 +114,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     The ranking gap is the area under the least-first curve minus that under the most-first one: the larger, the more a
     criterion knows of this layer.
     """
-    figure = _figure(width=8.0, height=4.0)
+    figure = make_figure(width=8.0, height=4.0)
     axis, beside = figure.subplots(1, 2, width_ratios=[1.0, 0.8])
     ranked = sorted(curves.items(), key=lambda item: -item[1].ranking_gap)
     for (name, found), color in zip(ranked, itertools.cycle(_CRITERION_COLORS)):
@@ -155,21 +156,8 @@ def _shade_gap(axis: Axes, least: AblationCurve, most: AblationCurve) -> None:
     )
 
 
-def widths_figure(report: PruningReport) -> Figure:
-    """How many units each layer has left of those that it had before anything was pruned."""
-    layers = list(report.before.widths)
-    figure = _figure(width=max(4.8, 0.28 * len(layers) + 1.6), height=3.6)
-    axis = figure.subplots()
-    positions = range(len(layers))
-    axis.bar(positions, [report.before.widths[name] for name in layers], color="#DDDDDD", label="before")
-    axis.bar(positions, [report.after.widths[name] for name in layers], color="#0072B2", label="left")
-    axis.set_xticks(positions, layers, rotation=90, fontsize=7)
-    axis.set_ylabel("units")
-    axis.legend(frameon=False, fontsize=9)
-    return figure
-
-
-def _figure(*, width: float, height: float) -> Figure:
+def make_figure(*, width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     # A Figure made without pyplot needs no display and leaves the user's own backend and open figures alone.
     from matplotlib.figure import Figure
 

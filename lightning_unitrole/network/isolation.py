@@ -1,9 +1,10 @@
-"""Reading data without leaving a trace in any random state."""
+"""Running models and reading data without leaving a trace: modes, buffers, compiled code and random states."""
 
 from __future__ import annotations
 
 import functools
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FunctionType, MethodType, ModuleType
@@ -11,12 +12,121 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 _Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+_FRAMEWORK = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_trainer", "_fabric", "_jit_is_scripting"})
+"""Attributes of a module that belong to torch and Lightning."""
 
 _DEPTH = 8
 _MOST_OBJECTS = 10_000
 _MOST_ENTRIES = 64
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluate ``model`` inside this context and find everything as it was after it.
+
+    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed. After it, also
+    when an error leaves it: modes, buffers, plain attributes, the random states of the process and those of generators
+    that the modules hold are restored.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [_ModuleState(module) for module in model.modules()]
+    generators = find_generators(*(value for state in kept for value in state.attributes.values()))
+    # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
+    with (
+        eager(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        preserve_rng(generators=generators),
+    ):
+        try:
+            # Flags are set directly: a module may override `train`, and single modules may have been frozen.
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for state in kept:
+                state.restore()
+            for module, training in modes:
+                module.training = training
+
+
+class _ModuleState:
+    """Buffers and plain attributes of one module, by name, to be put back: a forward pass may assign new ones.
+
+    Tensors get their values back, lists, dicts and sets their entries; what an attribute's object holds further inside
+    is not protected.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers = dict(module._buffers)
+        self.attributes = {name: value for name, value in vars(module).items() if name not in _FRAMEWORK}
+        self._values = [
+            (tensor, tensor.detach().clone())
+            for tensor in (*self.buffers.values(), *self.attributes.values())
+            if isinstance(tensor, torch.Tensor) and not _is_uninitialized(tensor)
+        ]
+        self._entries = [
+            (value, value.copy()) for value in self.attributes.values() if type(value) in (list, dict, set)
+        ]
+
+    def restore(self) -> None:
+        """Put everything back that differs."""
+        buffers, attributes = self.module._buffers, vars(self.module)
+        for name in [*buffers]:
+            if name not in self.buffers:
+                del buffers[name]
+        buffers.update(self.buffers)
+        for name in [*attributes]:
+            if name not in self.attributes and name not in _FRAMEWORK:
+                del attributes[name]
+        attributes.update(self.attributes)
+        for tensor, value in self._values:
+            if tensor.shape != value.shape or not torch.equal(tensor, value):
+                tensor.data.copy_(value)
+        for value, entries in self._entries:
+            if isinstance(value, list):
+                value[:] = entries
+            else:
+                value.clear()
+                value.update(entries)
+
+
+def _is_uninitialized(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Bypass ``torch.compile`` inside this context: compiled code does not run hooks that were added later."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and importing it takes seconds
+        yield
+        return
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            attributes = vars(module)
+            for name, value in list(attributes.items()):
+                if name == "_compiled_call_impl" and value is not None:
+                    original = None
+                elif callable(value) and hasattr(value, "_torchdynamo_orig_callable"):
+                    original = value._torchdynamo_orig_callable
+                else:
+                    continue
+                replaced.append((attributes, name, value))
+                attributes[name] = original
+        yield
+    finally:
+        for attributes, name, value in replaced:
+            attributes[name] = value
 
 
 @contextmanager

@@ -13,15 +13,17 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
+from lightning_unitrole.analysis.options import options_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
-from lightning_unitrole.callbacks.network import NetworkState, units_left
-from lightning_unitrole.criteria import CRITERIA, Criterion, resolve_criterion
+from lightning_unitrole.callbacks.trainer import TrainerAnalysis
 from lightning_unitrole.errors import SettingError, refuse_newer
-from lightning_unitrole.logs import log_pruning, pruning_scalars
-from lightning_unitrole.pruning.checking import remove_checked
 from lightning_unitrole.pruning.coupling import ChannelGroup, torch_pruning
+from lightning_unitrole.pruning.equivalence import remove_checked
+from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
 from lightning_unitrole.pruning.history import follow_state_dict, record_removals, removals_of
+from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
+from lightning_unitrole.pruning.network import NetworkState, units_left
 from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
 from lightning_unitrole.pruning.removal import Removal, plan_removal
 from lightning_unitrole.pruning.report import PruningReport, PruningStep
@@ -30,18 +32,19 @@ from lightning_unitrole.pruning.selection import (
     AMOUNTS,
     EVIDENCE,
     ROLES,
-    LayerEvidence,
     Limits,
     choose,
     find_candidates,
     prunable_groups,
 )
+from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 
 STATE_VERSION = 1
 _MODES = ("remove", "mask")
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 _ABLATION_POINTS = 16
+_EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
 
 
 class UnitPruning(pl.Callback):
@@ -161,7 +164,8 @@ class UnitPruning(pl.Callback):
         self._masked: Removal | None = None
         self._mask: UnitMask | None = None
         self._last_epoch = -1
-        self._own: UnitRoleMonitor | None = None
+        self._analysis: TrainerAnalysis | None = None
+        self._state: NetworkState | None = None
         self._following: RemovableHandle | None = None
 
     @property
@@ -232,7 +236,7 @@ class UnitPruning(pl.Callback):
         groups = self._groups(network)
         if self.report is None:
             self._original = network.amounts | {f"width/{group.name}": len(group) for group in groups}
-            size = network.size()
+            size = network.size(self._masked)
             self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
             self._log(trainer, pl_module)
         network.release()
@@ -265,21 +269,21 @@ class UnitPruning(pl.Callback):
             self._masked = None
             self._remove(trainer, pl_module, removal)
         network = self._network(trainer, pl_module)
-        self.report = replace(self.report, after=network.size(self.report.before.batch))
+        self.report = replace(self.report, after=network.size(self._masked, self.report.before.batch))
         network.release()
         self._log(trainer, pl_module)
         rank_zero_info(f"Pruned while training:\n{self.report.table()}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave no hook behind; masked units stay at zero."""
+        """Detach from the network, keeping masked weights at zero."""
         self._drop_mask()
-        self._own = None
+        self._analysis = self._state = None
         if self._following is not None:
             self._following.remove()
             self._following = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The same after an error."""
+        """Detach after an error too, keeping masked weights at zero."""
         self.teardown(trainer, pl_module, "fit")
 
     def restore_masked(self) -> None:
@@ -315,7 +319,7 @@ class UnitPruning(pl.Callback):
                 self._groups(network),
                 self._evidence(network, trainer, pl_module),
                 choose_by=self.choose_by if isinstance(self.choose_by, str) else "criterion",
-                gone=network.gone,
+                gone=network.gone(self._masked),
             ),
             network.graph,
             amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
@@ -334,7 +338,7 @@ class UnitPruning(pl.Callback):
             self._put_mask(pl_module, removal)
         left = units_left(pl_module, self._masked)
         network = self._network(trainer, pl_module)
-        size = network.size(self.report.before.batch)
+        size = network.size(self._masked, self.report.before.batch)
         network.release()
         step = PruningStep(
             epoch=trainer.current_epoch,
@@ -358,9 +362,9 @@ class UnitPruning(pl.Callback):
         """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         check_optimizers(trainer.optimizers, names, removal)
-        analysis = self._monitor(trainer).prepare(trainer, pl_module)[0]
+        session = self._trainer_analysis(trainer).session(trainer, pl_module)
         with torch.inference_mode(False):
-            change = remove_checked(analysis.runtime.forward, pl_module, removal, analysis.example_inputs)
+            change = remove_checked(session.runner.forward, pl_module, removal, session.example_inputs)
             try:
                 carry_over(trainer.optimizers, change)
             except BaseException:
@@ -383,7 +387,9 @@ class UnitPruning(pl.Callback):
 
     def _model_changed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let everything that holds on to the old parameters take the new ones."""
-        for callback in (*_callbacks(trainer), self._monitor(trainer)):
+        self._trainer_analysis(trainer).forget()
+        self._state = None
+        for callback in _callbacks(trainer):
             if isinstance(callback, UnitRoleMonitor):
                 callback.forget_layers()
         strategy: Any = trainer.strategy
@@ -393,22 +399,25 @@ class UnitPruning(pl.Callback):
             strategy.configure_ddp()
         _recompile()
 
-    def _monitor(self, trainer: pl.Trainer) -> UnitRoleMonitor:
-        """A monitor of its own, with the data and settings of the trainer's."""
-        if self._own is None:
+    def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
+        """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
+        if self._analysis is None:
             found = [callback for callback in _callbacks(trainer) if isinstance(callback, UnitRoleMonitor)]
-            if self.monitor is not None:
-                template = self.monitor
-            else:
-                template = found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS)
+            source = self.monitor or (found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS))
             criterion = self.choose_by if self._by_criterion else self.criterion
-            points = template.settings.ablation_points or _ABLATION_POINTS
-            self._own = template.sibling(
+            options = options_of(
+                source,
                 layers=self.layers,
-                criterion=template.settings.criterion if criterion is None else criterion,
-                ablation_points=points if self._needs_accuracy else 0,
+                criterion=source.criterion if criterion is None else criterion,
+                ablation_points=(source.ablation_points or _ABLATION_POINTS) if self._needs_accuracy else 0,
             )
-        return self._own
+            self._analysis = TrainerAnalysis(
+                options,
+                train_data=source.train_data,
+                forward_fn=source.forward_fn,
+                val_dataloader_idx=source.val_dataloader_idx,
+            )
+        return self._analysis
 
     @property
     def _needs_accuracy(self) -> bool:
@@ -419,21 +428,24 @@ class UnitPruning(pl.Callback):
         return callable(self.choose_by) or self.choose_by not in (EVIDENCE, ROLES)
 
     def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
-        return NetworkState(self._monitor(trainer), trainer, pl_module, self._masked)
+        if self._state is None:
+            analysis = self._trainer_analysis(trainer)
+            self._state = NetworkState(analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module))
+        return self._state
 
     def _evidence(
         self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> list[LayerEvidence]:
-        monitor = self._monitor(trainer)
         if self.choose_by == ROLES:
-            return [LayerEvidence.of(layer) for layer in monitor.measure(trainer, pl_module).layers.values()]
-        if self.choose_by == EVIDENCE and self.criterion is None:
-            return network.evidence([name for name in CRITERIA if name != "random"])
-        return network.evidence([monitor.settings.criterion])
+            report = self._trainer_analysis(trainer).report(trainer, pl_module)
+            return [LayerEvidence.of(layer) for layer in report.layers.values()]
+        several = self.choose_by == EVIDENCE and self.criterion is None
+        criteria = _EVIDENCE_CRITERIA if several else [network.session.options.criterion]
+        return gather_evidence(network.session, network.sample, criteria)
 
     def _groups(self, network: NetworkState) -> list[ChannelGroup]:
         """The groups that the settings allow to be pruned."""
-        measured = [layer.name for layer in network.analysis.layers]
+        measured = [layer.name for layer in network.session.layers]
         layers = [self.layers] if isinstance(self.layers, str) else self.layers
         return prunable_groups(
             network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers

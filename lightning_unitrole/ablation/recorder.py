@@ -1,0 +1,277 @@
+"""Recording a forward pass: every torch function that sees a tensor derived from a layer's maps is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_unitrole.ablation.tape import (
+    ROWS,
+    Call,
+    Constant,
+    Reference,
+    Rows,
+    Tape,
+    UnreplayableError,
+    autocast_state,
+    indices_in,
+)
+from lightning_unitrole.errors import TraceError
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import batch_size, leaves, map_leaves, map_tensors, tensors_in
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.tracing import function_name
+from lightning_unitrole.network.units import UnitLayer
+
+# Functions that may return something else than tensors without revealing the values that a tensor holds.
+_METADATA = frozenset({
+    "__get__", "size", "stride", "dim", "ndimension", "numel", "nelement", "__len__", "is_contiguous",
+    "is_floating_point", "is_complex", "is_signed", "element_size", "storage_offset", "get_device", "type",
+    "is_same_size",
+    "is_inference", "__hash__", "__repr__", "__str__", "__format__", "is_tensor", "result_type", "can_cast",
+})  # fmt: skip
+
+
+def record(runner: Runner, layer: UnitLayer, inputs: Any, copies: set[tuple[int, int]]) -> Tape:
+    """Run a model on a copy of ``inputs`` and record what depends on the maps of ``layer``.
+
+    Args:
+        runner: runs the model, in evaluation mode and without gradients.
+        layer: the layer.
+        inputs: one batch.
+        copies: tensors that have to be copied when they are recorded because the model overwrites them later, as call
+            and position; found out here and kept by the caller for the next batch.
+
+    Raises:
+        UnreplayableError: if the recorded calls do not determine what the model would do with other maps.
+        TraceError: if the forward pass does not reach the layer.
+    """
+    (tape,) = record_all(runner, [layer], inputs, {layer.name: copies})
+    if isinstance(tape, UnreplayableError):
+        raise tape
+    return tape
+
+
+def record_all(
+    runner: Runner, layers: Sequence[UnitLayer], inputs: Any, copies: Mapping[str, set[tuple[int, int]]]
+) -> list[Tape | UnreplayableError]:
+    """Record what depends on the maps of each of several layers, in one forward pass.
+
+    Args:
+        runner: runs the model, in evaluation mode and without gradients.
+        layers: the layers.
+        inputs: one batch.
+        copies: see :func:`record`, by the layer's name.
+
+    Returns:
+        For each layer its tape, or why there is none.
+
+    Raises:
+        TraceError: if the forward pass does not reach a layer.
+    """
+    while True:
+        inputs_now = map_tensors(inputs, torch.clone)
+        recorders = {layer.name: Recorder(inputs_now, copies[layer.name]) for layer in layers}
+        with ExitStack() as stack:
+            for recorder in recorders.values():
+                stack.enter_context(recorder)
+            stack.enter_context(UnitTap(runner.model, layers, partial(_tapped, recorders)))
+            outputs = runner.forward(inputs_now)
+        for layer in layers:
+            if recorders[layer.name].maps is None:
+                raise TraceError(
+                    f"Layer {layer.name!r}: the forward pass did not reach its maps ({layer.site}). Find the layers "
+                    "again with the same forward function."
+                )
+        stale = [recorder.find_stale() for recorder in recorders.values()]
+        if not any(stale):
+            return [recorders[layer.name].finish(outputs) for layer in layers]
+
+
+def _tapped(recorders: Mapping[str, Recorder], layer: UnitLayer, maps: Tensor) -> Tensor:
+    return recorders[layer.name].tapped(maps)
+
+
+class Recorder(TorchFunctionMode):
+    """Writes down what depends on the maps of one layer while a forward pass runs."""
+
+    def __init__(self, inputs: Any, copies: set[tuple[int, int]]) -> None:
+        super().__init__()
+        self.copies = copies
+        self.calls: list[Call] = []
+        self.constants: dict[int, Constant] = {}
+        self.places: dict[tuple[int, int], Constant] = {}
+        self.sizes: dict[int, int] = {}
+        self.maps: Tensor | None = None
+        self.num_rows = batch_size(inputs)
+        self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
+        self.next_number = 1
+        self.step = 0
+        # State of a tensor (identity, version) to its number; holding the tensor keeps its identity from being reused.
+        self.shared: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        # Only a tensor that derives from the inputs can have the batch as its first dimension.
+        self.derived: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        for tensor in tensors_in(inputs):
+            self.derived[tensor] = True
+        # Storage that a recorded call wrote into through a tensor that did not depend on the maps before.
+        self.overwritten: dict[int, Tensor] = {}
+        self.failure: UnreplayableError | None = None
+
+    def tapped(self, maps: Tensor) -> Tensor:
+        """Take the layer's maps, and give what the pass goes on with in their place."""
+        if self.maps is not None:
+            self.failure = self.failure or UnreplayableError("a forward pass computes its maps more than once")
+            return maps
+        with torch._C.DisableTorchFunction():
+            self.maps = maps.clone()
+        # The pass goes on with a copy of its own: whatever else holds or shares the memory of the maps is not ablated.
+        # Recorders of earlier layers see the copy being made.
+        passed_on = maps.clone()
+        self.numbers[passed_on] = 0
+        return passed_on
+
+    def find_stale(self) -> bool:
+        """Whether a tensor was overwritten after it was recorded; the next pass will copy it."""
+        stale = {
+            place
+            for place, constant in self.places.items()
+            if place not in self.copies and version_of(constant.tensor) != constant.version
+        }
+        self.copies |= stale
+        return bool(stale) and self.failure is None
+
+    def finish(self, outputs: Any) -> Tape | UnreplayableError:
+        """The tape, or why there is none."""
+        assert self.maps is not None
+        if self.failure is None:
+            try:
+                template = self.references(outputs)
+                return Tape(self.maps, outputs, template, self.calls, self.constants, self.sizes)
+            except UnreplayableError as error:
+                return error
+        return self.failure
+
+    def __torch_function__(
+        self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operands = [*tensors_in(args), *tensors_in(kwargs)]
+        if self.failure is None:
+            try:
+                if self.maps is not None and any(tensor in self.numbers for tensor in operands):
+                    return self._record(function, args, kwargs, operands)
+                self._check_overwritten(operands)
+            except UnreplayableError as error:
+                self.failure = error
+        result = function(*args, **kwargs)
+        if any(tensor in self.derived for tensor in operands) or next(leaves((args, kwargs), Rows), None) is not None:
+            changed = args[0] if function_name(function) == "__setitem__" else result
+            for tensor in tensors_in(changed):
+                self.derived[tensor] = True
+            return self._with_rows(result, args, kwargs)
+        return result
+
+    def _with_rows(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A shape, or its first entry, in which the number of images is marked as such."""
+        shape = args[0].shape if args and isinstance(args[0], Tensor) else ()
+        if shape[:1] != (self.num_rows,):
+            return result
+        if type(result) is torch.Size and result == shape:
+            return torch.Size((Rows(result[0]), *result[1:]))
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        return Rows(result) if type(result) is int and dim in (0, -len(shape)) else result
+
+    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tensor]) -> Any:
+        name = function_name(function)
+        if name == "__iter__":
+            return iter(self.__torch_function__(torch.unbind, (), args))
+        if name == "copy_" and args[0] not in self.numbers and args[0].shape == args[1].shape:
+            return self._record_overwriting(args[0], args[1])
+        self.step += 1
+        before = [version_of(tensor) for tensor in operands]
+        recorded, named = self.references((args, kwargs))
+        call = Call(function, recorded, named, autocast_state(operands[0].device.type))
+        result = function(*args, **kwargs)
+        outputs = list(tensors_in(result))
+        if not outputs and name in _METADATA:
+            return self._with_rows(result, args, kwargs)
+        written = [tensor for tensor, version in zip(operands, before, strict=True) if version_of(tensor) != version]
+        if not outputs and not written:
+            self.failure = UnreplayableError(f"the forward pass reads values that depend on it into Python ({name})")
+            return result
+        numbers = [number for number in indices_in([*call.args, call.kwargs]) if number != ROWS.index]
+        for tensor, number in zip(operands, numbers, strict=True):
+            if tensor not in self.numbers and any(tensor is other for other in written):
+                # From this call on the tensor depends on the maps, and so does whatever shares its memory.
+                call.fresh.append(number)
+                self._take_over(tensor, number)
+        call.outputs = [self._number(tensor) for tensor in outputs]
+        self.calls.append(call)
+        return result
+
+    def _record_overwriting(self, target: Tensor, source: Tensor) -> Tensor:
+        """Record ``target.copy_(source)`` without the old values of ``target``, which nobody will read."""
+        number = self._new_number(target.nbytes)
+        call = Call(
+            torch.Tensor.to,
+            (self.references(source), target.dtype),
+            {"copy": True},
+            autocast_state(target.device.type),
+        )
+        call.outputs = [number]
+        self.calls.append(call)
+        self._take_over(target, number)
+        return target.copy_(source)
+
+    def _take_over(self, tensor: Tensor, number: int) -> None:
+        self.numbers[tensor] = number
+        self.sizes[number] = tensor.nbytes
+        self.overwritten[tensor.untyped_storage()._cdata] = tensor
+
+    def references(self, structure: Any) -> Any:
+        """``structure`` with every tensor replaced by its number."""
+        positions = count()
+        referring = map_tensors(structure, lambda tensor: self._reference(tensor, next(positions)))
+        return map_leaves(referring, Rows, lambda _: ROWS)
+
+    def _reference(self, tensor: Tensor, position: int) -> Reference:
+        if tensor in self.numbers:
+            return Reference(self.numbers[tensor])
+        self._check_overwritten([tensor])
+        place, state = (self.step, position), (id(tensor), version_of(tensor))
+        if state not in self.shared:
+            copied = tensor.clone() if place in self.copies else tensor
+            rows = tensor in self.derived and tensor.dim() > 0 and tensor.shape[0] == self.num_rows
+            constant = Constant(copied, version_of(copied), rows)
+            number = self._new_number(0)
+            self.constants[number] = self.places[place] = constant
+            self.shared[state] = number, tensor
+        return Reference(self.shared[state][0])
+
+    def _check_overwritten(self, tensors: list[Tensor]) -> None:
+        if self.overwritten and any(tensor.untyped_storage()._cdata in self.overwritten for tensor in tensors):
+            raise UnreplayableError("the forward pass writes into a part of another tensor in place")
+
+    def _number(self, tensor: Tensor) -> int:
+        if tensor not in self.numbers:
+            self.numbers[tensor] = self._new_number(0 if tensor._is_view() else tensor.nbytes)
+        return self.numbers[tensor]
+
+    def _new_number(self, size: int) -> int:
+        number = self.next_number
+        self.next_number += 1
+        self.sizes[number] = size
+        return number
+
+
+def version_of(tensor: Tensor) -> int:
+    """Counts in-place changes; an inference tensor cannot be changed outside of inference mode."""
+    return -1 if tensor.is_inference() else tensor._version

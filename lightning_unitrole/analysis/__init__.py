@@ -1,0 +1,1 @@
+"""The one pipeline: record, rank, ablate, assign roles."""

@@ -1,0 +1,85 @@
+"""What to tell the user about an analysis: shortages, broken maps, rankings that mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_unitrole.reports.curves import CriteriaComparison
+from lightning_unitrole.reports.report import UnitReport
+
+MARGIN = 0.05
+"""By how much a ranking gap must exceed that of random orders to say something: random orders differ by this much."""
+
+
+def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[str]) -> str | None:
+    """What to tell the user where classes have fewer images than wanted; None where none has.
+
+    Args:
+        train: ``[C]`` training images found, up to ``wanted``.
+        val: ``[C]`` validation images found, up to ``wanted``.
+        wanted: images a class that were asked for.
+        class_names: names of the classes.
+    """
+    train, val = train.clamp(max=wanted), val.clamp(max=wanted)
+    quota = torch.minimum(train, val)
+    short = (quota < wanted).nonzero().flatten().tolist()
+    if not short:
+        return None
+    listed = "; ".join(f"{class_names[c]!r}: {int(train[c])} and {int(val[c])}" for c in short[:5])
+    more = f"; and {len(short) - 5} more" if len(short) > 5 else ""
+    missing = [class_names[c] for c in short if not int(quota[c])]
+    without = f" No roles for {', '.join(map(repr, missing[:5]))}: one side has no image of it." if missing else ""
+    return (
+        f"images_per_class={wanted}, but {len(short)} of {len(quota)} classes have fewer. Training and validation "
+        f"images found: {listed}{more}. Both sides use the smaller number of each class.{without}"
+    )
+
+
+def non_finite_maps(report: UnitReport) -> str | None:
+    """What to tell the user where maps held NaN or infinity; None where none did."""
+    found = [
+        f"{layer.name!r} ({int(layer.train.non_finite.sum())} training, {int(layer.val.non_finite.sum())} validation)"
+        for layer in report.layers.values()
+        if bool(layer.train.non_finite.any()) or bool(layer.val.non_finite.any())
+    ]
+    if not found:
+        return None
+    return (
+        "Maps with NaN or infinity have no birth point and were left out of the entropy. They are in "
+        f"{', '.join(found)}. Look for an overflow in the layers before the first of these."
+    )
+
+
+def misleading_layers(report: UnitReport) -> list[str]:
+    """Layers whose ranking gap on validation images is not above what a random order gets by :data:`MARGIN`."""
+    return [
+        name
+        for name, layer in report.layers.items()
+        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap + MARGIN
+    ]
+
+
+def misleading_ranking(report: UnitReport, layers: Sequence[str], comparison: CriteriaComparison | None) -> str:
+    """What to tell the user of layers whose ranking is hardly better than a random order.
+
+    Args:
+        report: where the ranking was found wanting.
+        layers: these layers.
+        comparison: all criteria on them; None if they were not compared.
+    """
+    gaps = [
+        f"{name!r} (ranking gap {report.layers[name].val.ranking_gap:+.3f}, a random order "
+        f"{report.layers[name].val.random_gap:+.3f})"
+        for name in layers
+    ]
+    better = None if comparison is None else comparison.best()
+    if comparison is None:
+        advice = "Pass compare_criteria='suspect' to see whether another criterion does better there."
+    elif better not in (report.criterion, None):
+        advice = f"Of all criteria {better!r} does best there; pass criterion={better!r} to use it."
+    else:
+        advice = "No other criterion does better there; do not rely on its order in these layers."
+    return f"Ranking by {report.criterion} is hardly better than a random order in {', '.join(gaps)}. {advice}"

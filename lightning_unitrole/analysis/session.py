@@ -1,0 +1,426 @@
+"""The one road from images to a report: record, rank, ablate, assign roles.
+
+``analyze``, the monitor and pruning all walk it; see ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_unitrole.ablation import (
+    AblationEngine,
+    AblationRequest,
+    classification_score,
+    first_tensor,
+    measure_curves,
+)
+from lightning_unitrole.analysis.observer import Measured, Observer
+from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.statistics import UnitRecorder
+from lightning_unitrole.data.batches import split_batch
+from lightning_unitrole.data.loaders import DataSource
+from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.data.sample import Sample
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.units import UnitLayer, find_unit_layers, select_layers
+from lightning_unitrole.ranking.criteria import (
+    Criterion,
+    Ranking,
+    criterion_names,
+    rank,
+    resolve_criterion,
+    score_units,
+)
+from lightning_unitrole.ranking.entropy import feature_entropy
+from lightning_unitrole.reports.curves import AblationCurve, CriteriaComparison, CriterionCurves
+from lightning_unitrole.reports.effects import (
+    HELPS,
+    NO_EFFECT,
+    agreement_between_halves,
+    class_effects,
+    overall_effects,
+    roles_from_effects,
+)
+from lightning_unitrole.reports.layer import LayerReport, RemovalCheck, SplitReport, turning_point_roles
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import summarize_roles
+from lightning_unitrole.reports.significance import rank_correlation
+from lightning_unitrole.topology import birth_points
+
+RANDOM_ORDERS = 2
+"""Random orders that make the band around the curves."""
+
+RANDOM_DRAWS = 5
+"""Draws of random units against which switching off units without an effect is held."""
+
+Key = TypeVar("Key")
+
+
+class Samples(NamedTuple):
+    """The images of one analysis.
+
+    Attributes:
+        train: training images.
+        val: validation images, as many of each class.
+        curves: validation images that curves are measured on, none of them in ``val`` where there are enough.
+        held_out: whether that is so.
+    """
+
+    train: Sample
+    val: Sample
+    curves: Sample
+    held_out: bool
+
+
+class AnalysisSession:
+    """The pipeline for one model as it is now, with the layers found on a first batch.
+
+    Args:
+        runner: runs the model.
+        options: what to analyse and how.
+        batch: any batch, already on the model's device; two images are enough.
+
+    Attributes:
+        layers: the chosen layers, in the order in which the model runs them.
+        skipped: for each convolution that was left out, why.
+        num_classes: number of classes or groups.
+        class_names: a name for each.
+        example_inputs: the inputs of ``batch``.
+        observer: runs images through the model and gathers what is asked for.
+
+    Raises:
+        SettingError: if a layer is unknown or cannot be analysed.
+        DataError: if the batch has no labels, or the number of classes cannot be seen from the outputs.
+        BackendError: if the topology backend cannot run on the model's device.
+    """
+
+    def __init__(self, runner: Runner, options: AnalysisOptions, batch: Any) -> None:
+        self.runner, self.options = runner, options
+        birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
+        self.example_inputs, _ = split_batch(batch, options.batch_fn)
+        with runner.undisturbed():
+            found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
+            self.layers: list[UnitLayer] = select_layers(found, options.layers)
+            self.skipped: Mapping[str, str] = found.skipped
+            self.num_classes = self._count_classes()
+        names = options.class_names or [str(index) for index in range(self.num_classes)]
+        self.class_names = tuple(str(name) for name in names)
+        self.observer = Observer(runner, options, self.layers, self.num_classes)
+
+    @property
+    def images_per_class(self) -> int:
+        """Images of each class to use, at most."""
+        return self.options.images_of_each(self.num_classes)
+
+    @property
+    def roles_by_contribution(self) -> bool:
+        """Whether roles come from contributions; without ablation there are no roles."""
+        return self.options.roles == "contribution" and bool(self.options.ablation_points)
+
+    def probe(self, source: DataSource, *, name: str, held_out: bool = False) -> Probe:
+        """The first images of each class of a data source.
+
+        Args:
+            source: the data.
+            name: what to call them in messages.
+            held_out: look for images to measure curves on as well.
+        """
+        more = self.options.curve_images if held_out and self.roles_by_contribution else 0
+        return Probe(
+            source,
+            name=name,
+            num_groups=self.num_classes,
+            images_per_group=self.images_per_class + more,
+            batch_fn=self.options.batch_fn,
+            group_fn=self.options.group_fn,
+        )
+
+    def sample(self, probe: Probe, quota: Tensor | None = None, start: Tensor | None = None) -> Sample:
+        """Images of a probe: by default all of them, up to ``images_per_class``."""
+        quota = probe.available().clamp(max=self.images_per_class) if quota is None else quota
+        start = torch.zeros_like(quota) if start is None else start
+        return Sample(probe, quota, start, self.runner, self.options.batch_fn)
+
+    def samples(self, train: Probe, val: Probe) -> Samples:
+        """As many images of each class on both sides, and images for the curves.
+
+        Entropy that is estimated from fewer images is biased low, so unequal numbers would fake a difference.
+
+        Raises:
+            DataError: if no class has images on both sides.
+        """
+        available = val.available()
+        quota = torch.minimum(train.available(), available).clamp(max=self.images_per_class)
+        if not bool(quota.any()):
+            found = train.available(), available
+            raise DataError(
+                f"No class has images on both sides: training has {int(found[0].sum())} images of "
+                f"{int((found[0] > 0).sum())} classes, validation {int(found[1].sum())} of "
+                f"{int((found[1] > 0).sum())}. Check that neither set is empty and that both use the same labels."
+            )
+        on_train, on_val = self.sample(train, quota), self.sample(val, quota)
+        if not self.roles_by_contribution:
+            return Samples(on_train, on_val, on_val, held_out=False)
+        beyond = torch.where(quota > 0, torch.minimum(available, quota + self.options.curve_images), quota)
+        held_out = bool((beyond > quota)[quota > 0].all())
+        if held_out:
+            return Samples(on_train, on_val, self.sample(val, beyond, quota), held_out)
+        return Samples(on_train, on_val, self.sample(val, quota.clamp(max=self.options.curve_images)), held_out)
+
+    def report(
+        self,
+        samples: Samples,
+        *,
+        recorders: Mapping[str, UnitRecorder] | None = None,
+        epoch: int = 0,
+        global_step: int = 0,
+    ) -> UnitReport:
+        """Measure both sides, ablate, and assign roles.
+
+        Args:
+            samples: the images.
+            recorders: what a validation loop recorded of the validation images already.
+            epoch: epoch of the trainer.
+            global_step: optimizer steps taken so far.
+        """
+        by_contribution = self.roles_by_contribution
+        removal = by_contribution and self.options.effects == "removal"
+        train = self.observer.measure(samples.train, contributions=by_contribution, removal=removal)
+        val = self.observer.measure(samples.val, recorders=recorders, contributions=by_contribution, removal=removal)
+        layers = {}
+        steps = len(self.layers) if self.options.ablation_points else 0
+        with self.runner.undisturbed(), self.runner.progress(steps, "Unit roles: ablation") as advance:
+            for layer in self.layers:
+                pair = train[layer.name], val[layer.name]
+                road = self._by_contribution if by_contribution else self._by_turning_point
+                layers[layer.name] = road(layer, *pair, samples)
+                advance()
+        for sample in samples[:3]:
+            sample.release()
+        return UnitReport(
+            layers=layers,
+            skipped=dict(self.skipped),
+            class_names=self.class_names,
+            criterion=resolve_criterion(self.options.criterion)[0],
+            epoch=epoch,
+            global_step=global_step,
+            role_definition=self.options.roles,
+        )
+
+    def _by_turning_point(self, layer: UnitLayer, train: Measured, val: Measured, samples: Samples) -> LayerReport:
+        """Roles as published: from the turning points of the curve of each class, on either side."""
+        splits = []
+        for measured, sample in ((train, samples.train), (val, samples.val)):
+            ranking = rank(self.options.criterion, measured.statistics)
+            curves = self._published_curves(layer, ranking, sample)
+            splits.append(self._split(measured, ranking, *curves))
+        roles = turning_point_roles(*splits)
+        summary = summarize_roles(roles) if len(roles) else torch.zeros(0, dtype=torch.uint8)
+        return LayerReport(layer.name, layer.map_size, splits[0], splits[1], roles, summary)
+
+    def _by_contribution(self, layer: UnitLayer, train: Measured, val: Measured, samples: Samples) -> LayerReport:
+        """Roles from tests of what units contribute; curves over all classes on images that the roles have not seen."""
+        assert train.contributions is not None
+        assert val.contributions is not None
+        sides = train.contributions, val.contributions
+        rankings = [rank(self.options.criterion, measured.statistics) for measured in (train, val)]
+        effects, summary = class_effects(*sides), overall_effects(*sides)
+        by_class: list[tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]] = [({}, ()), ({}, ())]
+        if self.options.class_curves:
+            by_class = [
+                self._published_curves(layer, ranking, sample)
+                for ranking, sample in zip(rankings, samples[:2], strict=True)
+            ]
+        curves, check = self._overall_curves(layer, rankings[1], summary.val, val, samples)
+        return LayerReport(
+            name=layer.name,
+            map_size=layer.map_size,
+            train=self._split(train, rankings[0], *by_class[0]),
+            val=self._split(val, rankings[1], curves, by_class[1][1]),
+            roles=roles_from_effects(effects, torch.minimum(*(side.images.sum(0) for side in sides))),
+            summary=roles_from_effects(summary),
+            effects=effects,
+            summary_effects=summary,
+            agreement=agreement_between_halves(*sides),
+            prediction=val.prediction,
+            check=check,
+        )
+
+    def _split(
+        self,
+        measured: Measured,
+        ranking: Ranking,
+        curves: Mapping[str, AblationCurve],
+        class_curves: tuple[AblationCurve | None, ...],
+    ) -> SplitReport:
+        statistics = measured.statistics
+        entropy, selective_rate, ineffectiveness = feature_entropy(statistics.counts)
+        scores = [score_units(self.options.criterion, half) for half in measured.halves]
+        return SplitReport(
+            images=statistics.images,
+            entropy=entropy,
+            selective_rate=selective_rate,
+            ineffectiveness=ineffectiveness,
+            non_finite=statistics.non_finite,
+            score=ranking.score,
+            order=ranking.order,
+            overall_order=ranking.overall,
+            curves=curves,
+            class_curves=class_curves,
+            contributions=measured.contributions,
+            removal=measured.removal,
+            rank_agreement=float(rank_correlation(scores[0], scores[1]).nanmean()),
+        )
+
+    def _published_curves(
+        self, layer: UnitLayer, ranking: Ranking, sample: Sample
+    ) -> tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]:
+        """Curves over all classes and for each class, with their turning points located."""
+        if not self.options.ablation_points:
+            return {}, ()
+        overall = {**_both_ways(ranking.overall), "random": AblationRequest(_random_order(layer, 0))}
+        of_class = {
+            index: AblationRequest(ranking.order[index].flip(0), group=index)
+            for index in range(self.num_classes)
+            if int(sample.images[index])
+        }
+        curves = self.ablate(layer, {**overall, **of_class}, sample)
+        return {name: curves[name] for name in overall}, tuple(map(curves.get, range(self.num_classes)))
+
+    def _overall_curves(
+        self, layer: UnitLayer, ranking: Ranking, effects: Tensor, val: Measured, samples: Samples
+    ) -> tuple[dict[str, AblationCurve], RemovalCheck | None]:
+        contributions = val.contributions
+        if contributions is None or not bool(samples.curves.images.any()):
+            return {}, None
+        most = contributions.overall().mean.nan_to_num(nan=0.0).argsort(descending=True, stable=True)
+        requests = {
+            **_both_ways(ranking.overall),
+            "contribution": AblationRequest(most.flip(0)),
+            "random": AblationRequest(_random_order(layer, 0)),
+            **{f"random_{draw}": AblationRequest(_random_order(layer, draw)) for draw in range(1, RANDOM_ORDERS)},
+        }
+        engine = self._engine(layer, samples.curves, val.fill)
+        points = max(self.options.ablation_points // 4, 2)
+        found = measure_curves(engine, list(requests.values()), points=points, refine=False)
+        curves = {name: curve for name, curve in zip(requests, found, strict=True) if curve is not None}
+        return curves, self._check_removal(engine, effects, samples)
+
+    def _check_removal(self, engine: AblationEngine, effects: Tensor, samples: Samples) -> RemovalCheck | None:
+        """What switching off all units without a measurable effect does, and what the helpers do alone."""
+        if not samples.held_out:
+            return None
+        units = len(effects)
+        removed, helpers = int((effects == NO_EFFECT).sum()), int((effects == HELPS).sum())
+        requests = [
+            AblationRequest((effects != NO_EFFECT).long().argsort(stable=True)),
+            AblationRequest((effects == HELPS).long().argsort(stable=True)),
+            *(AblationRequest(_random_order(engine.layer, 1000 + draw)) for draw in range(RANDOM_DRAWS)),
+        ]
+        numbers = [torch.tensor([0, removed]), torch.tensor([units - helpers])]
+        numbers = [torch.unique(one) for one in numbers] + [torch.tensor([removed])] * RANDOM_DRAWS
+        sums = self.runner.total(torch.cat(engine.measure(requests, numbers))).cpu()
+        means = torch.split(sums[:, :2] / sums[:, 3:], [len(one) for one in numbers])
+        random = torch.cat(means[2:])
+        return RemovalCheck(
+            images=int(sums[0, 3]),
+            accuracy=float(means[0][0, 1]),
+            loss=float(means[0][0, 0]),
+            removed=removed,
+            removed_accuracy=float(means[0][-1, 1]),
+            removed_loss=float(means[0][-1, 0]),
+            helpers=helpers,
+            helpers_accuracy=float(means[1][0, 1]),
+            helpers_loss=float(means[1][0, 0]),
+            random_accuracy=random[:, 1].clone(),
+            random_loss=random[:, 0].clone(),
+        )
+
+    def ablate(
+        self, layer: UnitLayer, requests: Mapping[Key, AblationRequest], sample: Sample
+    ) -> dict[Key, AblationCurve]:
+        """Several ablation curves of a layer at once, with their turning points located.
+
+        Args:
+            layer: the layer.
+            requests: the orders, and for each the group of images that count.
+            sample: the images.
+
+        Returns:
+            A curve for each request that has images.
+        """
+        curves = measure_curves(
+            self._engine(layer, sample), list(requests.values()), points=self.options.ablation_points
+        )
+        return {key: curve for key, curve in zip(requests, curves, strict=True) if curve is not None}
+
+    def _engine(self, layer: UnitLayer, sample: Sample, fill: Tensor | None = None) -> AblationEngine:
+        return AblationEngine(self.runner, layer, lambda: iter(sample), score_fn=self.options.score_fn, fill=fill)
+
+    def compare(
+        self, sample: Sample, criteria: Sequence[str | Criterion], *, layers: Sequence[str] | None = None
+    ) -> CriteriaComparison:
+        """Ablation curves of several criteria, in both directions.
+
+        Args:
+            sample: the images.
+            criteria: names or functions.
+            layers: names of the layers to compare; all when left out.
+        """
+        chosen = [layer for layer in self.layers if layers is None or layer.name in layers]
+        measured = self.observer.measure(sample, criteria)
+        names = criterion_names(criteria)
+        compared = {}
+        with self.runner.progress(len(chosen), "Unit roles: comparing criteria") as advance:
+            for layer in chosen:
+                requests = {
+                    (name, way): request
+                    for name, criterion in zip(names, criteria, strict=True)
+                    for way, request in _both_ways(rank(criterion, measured[layer.name].statistics).overall).items()
+                }
+                curves = self.ablate(layer, requests, sample)
+                compared[layer.name] = {
+                    name: CriterionCurves(curves[name, "least_first"], curves[name, "most_first"]) for name in names
+                }
+                advance()
+        sample.release()
+        return CriteriaComparison(compared)
+
+    def accuracy(self, sample: Sample) -> float:
+        """Mean score of the images of a sample: accuracy, unless a ``score_fn`` says otherwise."""
+        score_fn = self.options.score_fn or classification_score
+        found = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has float64
+        with self.runner.undisturbed():
+            for images in sample:
+                _, score = score_fn(self.runner.forward(images.inputs), images.targets)
+                found += torch.tensor([float(score.sum()), len(score)], dtype=torch.float64)
+        right, images_seen = self.runner.total(found).tolist()
+        return right / images_seen if images_seen else math.nan
+
+    def _count_classes(self) -> int:
+        if self.options.class_names is not None:
+            return len(self.options.class_names)
+        if self.options.num_classes is not None:
+            return self.options.num_classes
+        outputs = first_tensor(self.runner.forward(self.example_inputs))
+        if outputs.ndim != 2:
+            raise DataError(
+                f"The model's output has shape {list(outputs.shape)}; expected [images, classes] to see the number of "
+                "classes. Pass num_classes=."
+            )
+        return int(outputs.shape[1])
+
+
+def _both_ways(overall: Tensor) -> dict[str, AblationRequest]:
+    """An order from the most to the least effective, least and most effective first."""
+    return {"least_first": AblationRequest(overall.flip(0)), "most_first": AblationRequest(overall)}
+
+
+def _random_order(layer: UnitLayer, seed: int) -> Tensor:
+    return torch.randperm(layer.num_units, generator=torch.Generator().manual_seed(seed))

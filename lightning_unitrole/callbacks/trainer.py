@@ -1,0 +1,199 @@
+"""What a Lightning trainer knows: its data, how it runs the module, and its other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import CombinedLoader
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.callbacks.progress import trainer_progress
+from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
+from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.errors import SettingError
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.reports.report import UnitReport
+
+ForwardFn = Callable[[Any, Any], Any]
+"""From the LightningModule and the inputs of a batch to the logits."""
+
+NOTHING_TO_VALIDATE = (
+    "There is no validation batch, so UnitRoleMonitor has nothing to analyse. Pass validation data to fit; if you do, "
+    "check that they are not empty and that limit_val_batches is not 0."
+)
+_COLLECTIONS = (list, tuple, dict, CombinedLoader)
+
+
+class TrainerRunner(Runner):
+    """Runs a LightningModule as its trainer does: precision, device and processes are the trainer's.
+
+    Args:
+        trainer: the trainer.
+        pl_module: the module.
+        forward_fn: called with the module and the inputs instead of the module.
+    """
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, forward_fn: ForwardFn | None = None) -> None:
+        forward = pl_module if forward_fn is None else partial(forward_fn, pl_module)
+        super().__init__(pl_module, forward=forward, progress=partial(trainer_progress, trainer))
+        self._trainer = trainer
+        self.shard, self.shards = trainer.global_rank, trainer.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainer put the module."""
+        return self._trainer.lightning_module.device
+
+    def forward(self, inputs: Any) -> Any:
+        """What the module makes of the inputs, in the trainer's precision."""
+        with self._trainer.precision_plugin.forward_context():
+            return self._forward(inputs)
+
+    def transfer(self, batch: Any) -> Any:
+        """The batch, as the trainer hands it to a step."""
+        trainer = self._trainer
+        return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+
+    def total(self, values: Tensor) -> Tensor:
+        """``values`` summed over processes."""
+        if self.shards == 1:
+            return values
+        on_device = values.to(self.device, copy=True)
+        torch.distributed.all_reduce(on_device)
+        return on_device
+
+    def gather(self, values: Tensor) -> Tensor:
+        """``values`` ``[B]`` of every process as ``[processes, B]``."""
+        if self.shards == 1:
+            return values.unsqueeze(0)
+        gathered = self._trainer.strategy.all_gather(values)
+        return gathered if isinstance(gathered, Tensor) else torch.stack(gathered)
+
+
+def validation_data(trainer: Any, index: int) -> Any:
+    """One of the trainer's validation loaders, also before Lightning has looked at them.
+
+    Raises:
+        SettingError: if there are none, or not as many.
+    """
+    loaders = _validation_loaders(trainer)
+    if loaders is None:
+        raise SettingError(NOTHING_TO_VALIDATE)
+    if not isinstance(loaders, (list, tuple)):
+        loaders = [loaders]
+    if index >= len(loaders):
+        raise SettingError(
+            f"val_dataloader_idx={index}, but there {'is' if len(loaders) == 1 else 'are'} {len(loaders)} validation "
+            f"loader{'' if len(loaders) == 1 else 's'}; expected a number from 0 to {len(loaders) - 1}."
+        )
+    return loaders[index]
+
+
+def _validation_loaders(trainer: Any) -> Any:
+    if trainer.val_dataloaders is None and trainer.state.fn == "fit" and trainer.enable_validation:
+        # Without a sanity check that is so until the first epoch that validates.
+        stage = trainer.state.stage
+        trainer.validating = True
+        try:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        finally:
+            trainer.state.stage = stage
+    return trainer.val_dataloaders
+
+
+def training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    """The trainer's training data, or what ``fit`` would use where it has not been called.
+
+    Raises:
+        SettingError: if there are none, or they are not one data loader.
+    """
+    source = trainer.train_dataloader
+    if source is None:
+        for owner in (getattr(trainer, "datamodule", None), pl_module):
+            if owner is not None and is_overridden("train_dataloader", owner):
+                source = owner.train_dataloader()
+                break
+    if isinstance(source, (DataLoader, Dataset)) or (
+        isinstance(source, Iterable) and not isinstance(source, _COLLECTIONS)
+    ):
+        return source
+    found = "none" if source is None else f"a {type(source).__name__}, not one data loader"
+    raise SettingError(
+        f"UnitRoleMonitor needs training images, and the trainer's training data are {found}. Pass train_data=, a "
+        "DataLoader, a Dataset or a list of batches."
+    )
+
+
+class TrainerAnalysis:
+    """The analysis of a trainer's model: made when it is first needed, and again when the model has changed.
+
+    Args:
+        options: what to analyse and how.
+        train_data: used instead of the trainer's training data.
+        forward_fn: called with the module and the inputs instead of the module.
+        val_dataloader_idx: which of several validation loaders to use.
+    """
+
+    def __init__(
+        self,
+        options: AnalysisOptions,
+        *,
+        train_data: DataSource | None = None,
+        forward_fn: ForwardFn | None = None,
+        val_dataloader_idx: int = 0,
+    ) -> None:
+        self.options = options
+        self._train_data, self._forward_fn, self._val_index = train_data, forward_fn, val_dataloader_idx
+        self._session: AnalysisSession | None = None
+        self._train_probe: Probe | None = None
+
+    def session(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AnalysisSession:
+        """The session of the model as it is.
+
+        Raises:
+            SettingError: if a setting does not fit the model or the data.
+        """
+        if self._session is None:
+            source = self._train_data if self._train_data is not None else training_data(trainer, pl_module)
+            runner = TrainerRunner(trainer, pl_module, self._forward_fn)
+            with torch.inference_mode(False):
+                batch = runner.transfer(first_batch(as_batches(source, name="training"), name="training"))
+                self._session = AnalysisSession(runner, self.options, batch)
+            self._train_probe = self._session.probe(source, name="training")
+        return self._session
+
+    def train_probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Probe:
+        """The training images; which they are is found out once."""
+        self.session(trainer, pl_module)
+        assert self._train_probe is not None
+        return self._train_probe
+
+    def val_loader(self, trainer: pl.Trainer) -> Any:
+        """The validation loader whose images are used."""
+        return validation_data(trainer, self._val_index)
+
+    def val_probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Probe:
+        """The validation images, and more of them to measure curves on."""
+        loader = self.val_loader(trainer)
+        return self.session(trainer, pl_module).probe(loader, name="validation", held_out=True)
+
+    def report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> UnitReport:
+        """Analyse the model as it is now; nothing is kept or logged."""
+        with torch.inference_mode(False):
+            session = self.session(trainer, pl_module)
+            probes = self.train_probe(trainer, pl_module), self.val_probe(trainer, pl_module)
+            return session.report(
+                session.samples(*probes), epoch=trainer.current_epoch, global_step=trainer.global_step
+            )
+
+    def forget(self) -> None:
+        """Find the layers again when they are next needed: the model or the data have changed."""
+        self._session = self._train_probe = None

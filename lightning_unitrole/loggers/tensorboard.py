@@ -1,0 +1,184 @@
+"""Reports in TensorBoard: scalars, histograms, figures, texts, and the data of the tab "Unit roles".
+
+Besides the scalars of :mod:`lightning_unitrole.loggers.scalars`, under the same prefix: histograms
+``unitrole/<layer>/feature_entropy`` and ``unitrole/<layer>/ineffectiveness`` (validation), figures
+``unitrole/<layer>/ablation`` and ``unitrole/<layer>/roles`` and, where criteria are compared,
+``unitrole/<layer>/criteria``, the texts ``unitrole/report`` and ``unitrole/role_transitions``, a layout of the "Custom
+scalars" dashboard that puts the four role shares of a layer into one chart, and what the tab "Unit roles" shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from lightning_unitrole.loggers.figures import ROLE_LABELS, ablation_figure, criteria_figure, role_map_figure
+from lightning_unitrole.loggers.scalars import PREFIX, finite_values, report_scalars, role_changes, scalar_layout
+from lightning_unitrole.network.tracing import module_of
+from lightning_unitrole.reports.curves import CriteriaComparison
+from lightning_unitrole.reports.report import UnitReport
+from lightning_unitrole.reports.roles import UnitRole, stability
+from lightning_unitrole.reports.tables import markdown_table
+from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
+
+Value = TypeVar("Value")
+OnFault = Callable[[str, Exception], None]
+"""Called with what could not be logged, and why."""
+
+
+def raise_fault(what: str, error: Exception) -> None:
+    """Let a fault in a logger end the call."""
+    raise error
+
+
+class ReportLogger:
+    """Sends the reports of one run to Lightning loggers. Use it on rank zero.
+
+    Every logger stands for itself: a fault in one is handed to ``on_fault``, and the others get their data. Data come
+    first, figures last.
+
+    Args:
+        figures: draw figures for TensorBoard.
+    """
+
+    def __init__(self, *, figures: bool = True) -> None:
+        self.figures = figures
+        # What the tab has been told so far, by directory of the logs.
+        self._tabs: dict[str, PluginState] = {}
+
+    def log(
+        self,
+        report: UnitReport,
+        loggers: Iterable[Any],
+        *,
+        before: Mapping[str, Tensor] | None = None,
+        kept: Mapping[str, Tensor] | None = None,
+        original_units: Mapping[str, int] | None = None,
+        on_fault: OnFault = raise_fault,
+    ) -> None:
+        """Log a report; every logger gets the scalars, TensorBoard the rest too.
+
+        Args:
+            report: what to log.
+            loggers: Lightning loggers.
+            before: roles of the report before it, by layer, to tell what changed.
+            kept: for each module that lost units, the indices that those left had in the beginning.
+            original_units: for each of them, how many units it had in the beginning.
+            on_fault: called with what could not be logged, and why.
+        """
+        scalars = report_scalars(report, before=before)
+        changes = role_changes(before or {}, report)
+        for logger in loggers:
+            name = type(logger).__name__
+            attempt = _Attempts(name, on_fault)
+            attempt("scalars", logger.log_metrics, {**scalars, "epoch": report.epoch}, step=report.global_step)
+            writer = _writer(logger)
+            if writer is not None:
+                attempt("the tab", self._log_tab, report, writer, kept or {}, original_units or {})
+                attempt("texts", _log_texts, report, changes, writer)
+                attempt("histograms", _log_histograms, report, writer)
+                if self.figures:
+                    attempt("figures", _log_figures, report, writer)
+                attempt("everything", writer.flush)
+
+    def log_comparison(
+        self,
+        comparison: CriteriaComparison,
+        loggers: Iterable[Any],
+        *,
+        step: int,
+        on_fault: OnFault = raise_fault,
+    ) -> None:
+        """Draw a comparison of criteria for TensorBoard, one figure a layer.
+
+        Args:
+            comparison: what to draw.
+            loggers: Lightning loggers.
+            step: optimizer steps taken so far.
+            on_fault: called with what could not be logged, and why.
+        """
+        for logger in loggers:
+            writer = _writer(logger)
+            if self.figures and writer is not None:
+                attempt = _Attempts(type(logger).__name__, on_fault)
+                for layer, curves in comparison.layers.items():
+                    tag = f"{PREFIX}/{layer}/criteria"
+                    attempt("figures", lambda: writer.add_figure(tag, criteria_figure(layer, curves), step))  # noqa: B023
+                attempt("everything", writer.flush)
+
+    def _log_tab(
+        self, report: UnitReport, writer: Any, kept: Mapping[str, Tensor], original_units: Mapping[str, int]
+    ) -> None:
+        directory = writer.get_logdir()
+        self._tabs[directory] = write_report(
+            writer,
+            report,
+            step=report.global_step,
+            known=self._tabs.get(directory),
+            kept=_by_unit_layer(report, kept),
+            original_units=_by_unit_layer(report, original_units),
+        )
+
+
+class _Attempts:
+    """Calls one thing after another, whatever becomes of the one before."""
+
+    def __init__(self, logger: str, on_fault: OnFault) -> None:
+        self.logger, self.on_fault = logger, on_fault
+
+    def __call__(self, what: str, function: Callable[..., Any], *args: Any, **settings: Any) -> None:
+        try:
+            function(*args, **settings)
+        except Exception as error:
+            self.on_fault(f"{what} of unit roles to {self.logger}", error)
+
+
+def _writer(logger: Any) -> Any:
+    """TensorBoard's writer; None for another logger."""
+    writer = getattr(logger, "experiment", None)
+    return writer if hasattr(writer, "add_custom_scalars") else None
+
+
+def _log_texts(report: UnitReport, changes: Mapping[str, Tensor], writer: Any) -> None:
+    writer.add_text(f"{PREFIX}/report", markdown_table(report.rows()), report.global_step)
+    if changes:
+        writer.add_text(f"{PREFIX}/role_transitions", _transition_tables(changes), report.global_step)
+    # The newest layout is the one that is shown, so writing it with every report costs little and suits a run that is
+    # resumed into a new file.
+    writer.add_custom_scalars(scalar_layout(report.layers))
+
+
+def _log_histograms(report: UnitReport, writer: Any) -> None:
+    for name, layer in report.layers.items():
+        for measure in ("feature_entropy", "ineffectiveness"):
+            values = finite_values(getattr(layer.val, measure.removeprefix("feature_")))
+            if len(values):
+                writer.add_histogram(f"{PREFIX}/{name}/{measure}", values.numpy(), report.global_step)
+
+
+def _log_figures(report: UnitReport, writer: Any) -> None:
+    for name, layer in report.layers.items():
+        if layer.val.curves:
+            writer.add_figure(f"{PREFIX}/{name}/ablation", ablation_figure(layer), report.global_step)
+        if layer.role_shares:
+            figure = role_map_figure(layer, report.class_names)
+            writer.add_figure(f"{PREFIX}/{name}/roles", figure, report.global_step)
+
+
+def _by_unit_layer(report: UnitReport, by_module: Mapping[str, Value]) -> dict[str, Value]:
+    """The same for each layer of a report, where ``name#1`` is the second call of the module ``name``."""
+    modules = {name: module_of(name) for name in report.layers}
+    return {name: by_module[module] for name, module in modules.items() if module in by_module}
+
+
+def _transition_tables(changes: Mapping[str, Tensor]) -> str:
+    """One table a layer: row, the role before; column, the role now; numbers of (class, unit) pairs."""
+    names = [ROLE_LABELS[role] for role in UnitRole]
+    tables = []
+    for layer, counts in changes.items():
+        rows = [["from \\ to", *names]]
+        rows += [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
+        tables.append(f"**{layer}**, unchanged {100 * stability(counts):.0f} %\n\n{markdown_table(rows)}")
+    return "\n\n".join(tables)

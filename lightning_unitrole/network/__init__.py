@@ -1,0 +1,1 @@
+"""How a model is built and run: its layers, its maps, and what keeps it undisturbed."""

@@ -1,0 +1,181 @@
+"""A network as it is at one moment of training: its channel groups, its size, and how good it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.data.batches import count_images
+from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.structures import take_rows
+from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph, layer_widths
+from lightning_unitrole.pruning.history import kept_channels, removals_of
+from lightning_unitrole.pruning.removal import Removal
+from lightning_unitrole.pruning.report import NetworkSize
+from lightning_unitrole.pruning.selection import saving
+
+_LATENCY_IMAGES = 32
+_LATENCY_MACS = 10**9
+
+
+class NetworkState:
+    """What pruning has to know of a network, until its shape changes.
+
+    Args:
+        session: the analysis of the network's layers.
+        probe: validation images to judge it by.
+
+    Raises:
+        DataError: if there is no image.
+        TraceError: if the forward pass cannot be followed.
+
+    Attributes:
+        session: the analysis of the network's layers.
+        sample: the images to judge it by.
+        batch: number of example inputs.
+        graph: the network's channel groups.
+    """
+
+    def __init__(self, session: AnalysisSession, probe: Probe) -> None:
+        self.session = session
+        self.sample = session.sample(probe)
+        if not bool(self.sample.images.any()):
+            raise DataError("The validation data are empty: there is no image to choose units by.")
+        self.batch = count_images(session.example_inputs)
+        runner = session.runner
+        self.graph = channel_graph(runner.forward, runner.model, session.example_inputs, batch=self.batch)
+
+    @cached_property
+    def amounts(self) -> dict[str, int]:
+        """Parameters, multiply-accumulate operations of one image, and units; masked ones count."""
+        runner, inputs = self.session.runner, self.session.example_inputs
+        return {
+            "parameters": count_parameters(runner.model),
+            "macs": count_macs(runner.forward, runner.model, inputs, batch=self.batch),
+            "units": sum(layer_widths(runner.model).values()),
+        }
+
+    def gone(self, masked: Removal | None) -> dict[str, list[int]]:
+        """Items of each channel group that a mask holds at zero, by the group's name."""
+        return {} if masked is None else gone_items(self.graph.groups, masked)
+
+    def size(self, masked: Removal | None, images: int | None = None) -> NetworkSize:
+        """How large, fast and accurate the network is; masked units do not count.
+
+        Args:
+            masked: what is held at zero.
+            images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
+        """
+        runner, gone = self.session.runner, self.gone(masked)
+        if images is None:
+            images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
+        widths = layer_widths(runner.model)
+        for group in self.graph.groups:
+            for layer, channels in group.channels.items():
+                widths[layer] -= sum(len(channels[item]) for item in gone.get(group.name, ()))
+        rows = torch.arange(images) % self.batch
+        return NetworkSize(
+            parameters=self.amounts["parameters"] - saving(self.graph, gone, "parameters"),
+            macs=self.amounts["macs"] - saving(self.graph, gone, "macs"),
+            widths=widths,
+            latency=measure_latency(
+                runner.forward,
+                runner.model,
+                take_rows(self.session.example_inputs, rows, self.batch),
+                device=runner.device,
+            ),
+            batch=images,
+            accuracy=self.accuracy(),
+        )
+
+    def accuracy(self) -> float:
+        """Share of the validation images that the network gets right, 0 to 1."""
+        return self.session.accuracy(self.sample)
+
+    def knows_something(self, accuracy: float) -> bool:
+        """Whether an accuracy is above that of always naming the most frequent class, by three standard errors.
+
+        With a ``score_fn`` there is no such thing as chance, and every score is taken to say something.
+        """
+        if self.session.options.score_fn is not None:
+            return True
+        images = int(self.sample.images.sum())
+        chance = int(self.sample.images.max()) / images
+        return accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / images)
+
+    def release(self) -> None:
+        """Free the images that are kept in memory."""
+        self.sample.release()
+
+
+def gone_items(groups: Sequence[ChannelGroup], masked: Removal) -> dict[str, list[int]]:
+    """Items of each channel group that a removal takes, by the group's name."""
+    gone = {}
+    for group in groups:
+        layer = group.name
+        if layer in masked.channels:
+            stays = set(masked.channels[layer].tolist())
+            gone[layer] = [item for item, channels in enumerate(group.channels[layer]) if channels[0] not in stays]
+    return {layer: items for layer, items in gone.items() if items}
+
+
+def units_left(model: nn.Module, masked: Removal | None) -> dict[str, Tensor]:
+    """For each layer, the units that are left, ``[K]`` int64, by the indices that they had in the beginning."""
+    kept = kept_channels(removals_of(model))
+    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in layer_widths(model).items()}
+    if masked is not None:
+        left |= {layer: left[layer][stays] for layer, stays in masked.channels.items()}
+    return left
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, batch: int) -> int:
+    """Multiply-accumulate operations of one image, by torch's own counter: half of its floating-point operations.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        model: the network.
+        inputs: one batch.
+        batch: number of images in it.
+    """
+    with undisturbed(model), FlopCounterMode(display=False) as counter:
+        forward(inputs)
+    return int(counter.get_total_flops()) // (2 * batch)
+
+
+def measure_latency(
+    forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, device: torch.device, repeats: int = 9
+) -> float:
+    """Milliseconds of one forward pass in evaluation mode: the least of some, after three that do not count.
+
+    The least, because other work on the machine only ever adds to it.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times = []
+    with undisturbed(model):
+        for index in range(repeats + 3):
+            wait()
+            start = time.perf_counter()
+            forward(inputs)
+            wait()
+            if index >= 3:
+                times.append(time.perf_counter() - start)
+    return 1e3 * min(times)

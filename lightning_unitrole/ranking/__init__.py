@@ -1,0 +1,1 @@
+"""From what was measured about units to their order: pure functions on statistics."""

@@ -1,0 +1,1 @@
+"""What an analysis finds, as plain data, and pure functions on it."""
