@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,7 +28,7 @@ from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.network.units import UnitLayer, find_unit_layers, select_layers
+from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
     Ranking,
@@ -52,6 +52,10 @@ from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import summarize_roles
 from lightning_unitrole.reports.significance import rank_correlation
 from lightning_unitrole.topology import birth_points
+
+ENTROPY_MAP_SIZE = 6
+"""Rows or columns of maps, at least, that ``layers="auto"`` takes for feature entropy: maps of 4x4 have hardly any birth
+points to tell apart."""
 
 RANDOM_ORDERS = 2
 """Random orders that make the band around the curves."""
@@ -106,8 +110,9 @@ class AnalysisSession:
         self.example_inputs, _ = split_batch(batch, options.batch_fn)
         with runner.undisturbed():
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
-            self.layers: list[UnitLayer] = select_layers(found, options.layers)
-            self.skipped: Mapping[str, str] = found.skipped
+            smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
+            self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
+            self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes()
         names = options.class_names or [str(index) for index in range(self.num_classes)]
         self.class_names = tuple(str(name) for name in names)
@@ -402,6 +407,18 @@ class AnalysisSession:
                 found += torch.tensor([float(score.sum()), len(score)], dtype=torch.float64)
         right, images_seen = self.runner.total(found).tolist()
         return right / images_seen if images_seen else math.nan
+
+    def _too_small(self, layers: Iterable[UnitLayer], smallest: int) -> dict[str, str]:
+        """Why ``layers="auto"`` left out what has small maps only."""
+        if self.options.layers != "auto":
+            return {}
+        sizes = {layer.map_size for layer in self.layers}
+        return {
+            layer.name: f"its maps of {'x'.join(map(str, layer.map_size))} are too small for feature entropy; "
+            "name it in layers= to see its roles"
+            for layer in layers
+            if max(layer.map_size) < smallest and layer.map_size not in sizes
+        }
 
     def _count_classes(self) -> int:
         if self.options.class_names is not None:
