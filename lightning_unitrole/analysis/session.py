@@ -54,8 +54,8 @@ from lightning_unitrole.reports.significance import rank_correlation
 from lightning_unitrole.topology import birth_points
 
 ENTROPY_MAP_SIZE = 6
-"""Rows or columns of maps, at least, that ``layers="auto"`` takes for feature entropy: maps of 4x4 have hardly any birth
-points to tell apart."""
+"""Rows or columns of maps, at least, that ``layers="auto"`` takes for feature entropy: maps of 4x4 have hardly any
+birth points to tell apart."""
 
 RANDOM_ORDERS = 2
 """Random orders that make the band around the curves."""
