@@ -63,20 +63,6 @@ def test_turning_point_equals_a_plain_loop(loss: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ablated", "accuracy", "drop"),
-    [
-        pytest.param([0, 1, 2, 3], [1.0, 0.9, 0.25, 0.1], 1, id="by one unit"),
-        pytest.param([0, 2, 3, 9], [1.0, 0.5, 0.2, 0.0], 2, id="per unit"),
-        pytest.param([0, 1, 2, 3], [1.0, 0.5, 0.0, 0.0], 0, id="the first of equals"),
-        pytest.param([0, 1, 2, 3], [1.0, NAN, 0.5, 0.25], 2, id="NaN is no fall"),
-        pytest.param([0], [1.0], 0, id="one point"),
-    ],
-)
-def test_sharpest_drop(ablated: list[int], accuracy: list[float], drop: int) -> None:
-    assert curve(ablated=ablated, accuracy=accuracy).sharpest_drop == drop
-
-
-@pytest.mark.parametrize(
     ("ablated", "accuracy", "area"),
     [
         pytest.param([0, 1, 2], [1.0, 1.0, 1.0], 1.0, id="flat"),
