@@ -97,6 +97,7 @@ class Attribution:
         self._copies: dict[str, set[tuple[int, int]]] = {layer.name: set() for layer in layers}
         self._levels: dict[tuple[str, int], Replay] = {}
         self._without_gradient: dict[str, str] = {}
+        self._warned: set[str] = set()
         self._piece = Memory.of(runner.device).piece // (8 if runner.device.type == "cuda" else 1)
 
     def add(self, images: Images, on_maps: Callable[[UnitLayer, Tensor], None] | None = None) -> None:
@@ -166,6 +167,16 @@ class Attribution:
             )
         return self._levels[key]
 
+    def warn_unreplayable(self, layer: UnitLayer, reason: str) -> None:
+        """Say, once for each layer, that the whole model has to run for each step."""
+        if layer.name not in self._warned:
+            self._warned.add(layer.name)
+            warnings.warn(
+                f"Layer {layer.name!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs "
+                "for every step of its contributions instead: slower, with the same result.",
+                stacklevel=2,
+            )
+
 
 class _OneBatch:
     """One layer and one batch: its maps, and how to run what lies behind them."""
@@ -177,6 +188,10 @@ class _OneBatch:
         self._score_fn = owner._score_fn
         tape = None if isinstance(recorded, UnreplayableError) else recorded
         level = Replay.NONE if tape is None else owner.level(layer, tape, images.inputs)
+        if level is Replay.NONE:
+            owner.warn_unreplayable(
+                layer, str(recorded) if tape is None else "a replay gives other outputs than the whole model"
+            )
         self._tape = None if level is Replay.NONE else tape
         if self._tape is not None:
             self.maps, outputs = self._tape.maps, self._tape.outputs
