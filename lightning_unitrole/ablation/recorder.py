@@ -103,6 +103,8 @@ class _Recorder(TorchFunctionMode):
         self.derived: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         for tensor in tensors_in(inputs):
             self.derived[tensor] = True
+        # Copies that the pass goes on with, each with the track of its layer and the maps that it is a copy of.
+        self.copies_of_maps: MutableMapping[Tensor, tuple[_Track, Tensor]] = WeakTensorKeyDictionary()
         self.tracks = {name: _Track(self, of_layer) for name, of_layer in copies.items()}
 
     def tapped(self, layer: UnitLayer, maps: Tensor) -> Tensor:
@@ -117,6 +119,7 @@ class _Recorder(TorchFunctionMode):
         # The tracks of earlier layers see the copy being made.
         passed_on = maps.clone()
         track.numbers[passed_on] = 0
+        self.copies_of_maps[passed_on] = track, maps
         return passed_on
 
     def __torch_function__(
@@ -124,6 +127,13 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(function)
+        if name == "copy_" and len(args) > 1 and args[1] in self.copies_of_maps:
+            track, maps = self.copies_of_maps[args[1]]
+            if args[0] is maps:
+                # After an activation in place the pass goes on with the maps themselves. Nothing changes in value, and a
+                # write that is repeated would stand in the way of gradients.
+                track.numbers[maps] = 0
+                return maps
         operands = [*tensors_in(args), *tensors_in(kwargs)]
         depending = [track for track in self.tracks.values() if track.depends_on(operands)]
         if depending and name == "__iter__":
