@@ -30,8 +30,8 @@ from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.significance import rank_correlation
 
-TRIED_UNITS = 16
-"""Units whose removal effect is measured to see how well contributions predict it."""
+TRIED_UNITS, TRIED_IMAGES = 16, 64
+"""Units whose removal effect is measured to see how well contributions predict it, and images of all processes."""
 
 Run = Callable[[Tensor, "Tensor | None"], Any]
 """From maps ``[M, U, H, W]`` in the place of a layer's, and rows ``[M]`` of the batch, to the model's outputs."""
@@ -39,6 +39,11 @@ Run = Callable[[Tensor, "Tensor | None"], Any]
 
 class NoGradientError(Exception):
     """The margin cannot be differentiated with respect to the maps; the message says why."""
+
+
+def tried_units(num_units: int) -> list[int]:
+    """Units of a layer, spread evenly, whose removal effect is measured."""
+    return torch.linspace(0, num_units - 1, min(TRIED_UNITS, num_units)).round().long().tolist()
 
 
 def gauss_legendre(steps: int) -> list[tuple[float, float]]:
@@ -71,7 +76,6 @@ class Attribution:
         removal: measure the removal effect of every unit too.
 
     Attributes:
-        predictions: rank correlation of contribution and removal effect over some units on the first batch, by layer.
         left_out: number of (image, layer) pairs left out because a margin or a contribution was not finite.
     """
 
@@ -87,13 +91,17 @@ class Attribution:
         removal: bool = False,
     ) -> None:
         self.runner, self.layers, self.steps = runner, list(layers), steps
-        self.predictions: dict[str, float] = {}
         self.left_out = 0
         self._score_fn = score_fn
         self._fills = fills or {}
         self._nodes = gauss_legendre(steps)
         self._sums = {layer.name: _Sums(num_classes, layer.num_units, runner.device) for layer in layers}
         self._removal = {layer.name: _Sums(num_classes, layer.num_units, runner.device) for layer in layers if removal}
+        # Sums over images of the contributions and of the removal effects of some units.
+        self._tried = {
+            name: sums.by_image.new_zeros(2, len(tried_units(sums.num_units))) for name, sums in self._sums.items()
+        }
+        self._seen = 0
         self._copies: dict[str, set[tuple[int, int]]] = {layer.name: set() for layer in layers}
         self._levels: dict[tuple[str, int], Replay] = {}
         self._without_gradient: dict[str, str] = {}
@@ -118,6 +126,7 @@ class Attribution:
                 if on_maps is not None:
                     on_maps(layer, one.maps)
                 self._add(layer, one, images)
+        self._seen += len(images.groups)
 
     def _add(self, layer: UnitLayer, one: _OneBatch, images: Images) -> None:
         contributions, whole = self._contributions(layer, one)
@@ -127,11 +136,12 @@ class Attribution:
         if layer.name in self._removal:
             effects = one.removal_effects(range(layer.num_units))
             self._removal[layer.name].add(images, effects, torch.zeros_like(whole), usable)
-        if layer.name not in self.predictions:
-            tried = torch.linspace(0, layer.num_units - 1, min(TRIED_UNITS, layer.num_units)).round().long().tolist()
-            effect = one.removal_effects(tried)[usable].mean(0)[tried]
-            predicted = contributions[usable].mean(0)[tried]
-            self.predictions[layer.name] = float(rank_correlation(predicted.cpu(), effect.cpu()))
+        # Of all processes together the first images, however they are dealt out.
+        first = -(-(TRIED_IMAGES - self.runner.shard) // self.runner.shards) - self._seen
+        if first > 0:
+            tried = tried_units(layer.num_units)
+            for total, values in zip(self._tried[layer.name], (contributions, one.removal_effects(tried)), strict=True):
+                total += values[:first][usable[:first]][:, tried].sum(0)
 
     def _contributions(self, layer: UnitLayer, one: _OneBatch) -> tuple[Tensor, Tensor]:
         if layer.name not in self._without_gradient:
@@ -152,6 +162,11 @@ class Attribution:
             name: sums.total(self.runner, 0 if name in self._without_gradient else self.steps)
             for name, sums in self._sums.items()
         }
+
+    def predictions(self) -> dict[str, float]:
+        """How well contributions predict what removing a unit does: rank correlation over some units, by layer."""
+        totals = {name: self.runner.total(total).cpu() for name, total in self._tried.items()}
+        return {name: float(rank_correlation(*total)) for name, total in totals.items()}
 
     def removal_results(self) -> dict[str, Contributions]:
         """The removal effects, by layer; empty unless they were asked for."""
@@ -308,7 +323,7 @@ class _Sums:
     """Sums of one layer over images, by half, class and unit."""
 
     def __init__(self, num_classes: int, num_units: int, device: torch.device) -> None:
-        self.num_classes = num_classes
+        self.num_classes, self.num_units = num_classes, num_units
         dtype = torch.float32 if device.type == "mps" else torch.float64
         with torch.inference_mode(False):
             self.images = torch.zeros(2 * num_classes, dtype=torch.int64, device=device)
