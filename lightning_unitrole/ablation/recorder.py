@@ -130,8 +130,8 @@ class _Recorder(TorchFunctionMode):
         if name == "copy_" and len(args) > 1 and args[1] in self.copies_of_maps:
             track, maps = self.copies_of_maps[args[1]]
             if args[0] is maps:
-                # After an activation in place the pass goes on with the maps themselves. No value changes, and a write
-                # that is repeated would stand in the way of gradients.
+                # After an activation in place the pass goes on with the maps themselves. Nothing changes in value, and
+                # a write that is repeated would stand in the way of gradients.
                 track.numbers[maps] = 0
                 return maps
         operands = [*tensors_in(args), *tensors_in(kwargs)]

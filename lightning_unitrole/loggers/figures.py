@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_unitrole.reports.curves import AblationCurve, CriterionCurves
 from lightning_unitrole.reports.layer import LayerReport
-from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
+from lightning_unitrole.reports.roles import UnitRole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,13 +35,14 @@ _CRITERION_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56
 
 
 def ablation_figure(layer: LayerReport) -> Figure:
-    """The ablation curves of a layer, least and most effective first, on training and on validation images.
+    """The ablation curves of a layer, least and most effective first, on the images that they were measured on.
 
     Turning points are marked on the least-first curves; the shaded area is the ranking gap.
     """
     figure = make_figure(width=6.4, height=3.3)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (title, split) in zip(axes, (("training", layer.train), ("validation", layer.val)), strict=True):
+    sides = [side for side in (("training", layer.train), ("validation", layer.val)) if side[1].curves]
+    axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for axis, (title, split) in zip(axes, sides, strict=True):
         least, most = split.curves["least_first"], split.curves["most_first"]
         _shade_gap(axis, least, most)
         for name, curve, color in (
@@ -80,7 +81,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     serves = (layer.roles == UnitRole.BOTH).sum(0) * 1000 + (layer.roles == UnitRole.VAL_ONLY).sum(0)
     columns = serves.argsort(descending=True, stable=True)
     roles = layer.roles[:, columns].clone()
-    roles[roles == NO_ROLE] = len(UnitRole)
+    roles[roles > UnitRole.BOTH] = len(UnitRole)
     classes = len(class_names)
     figure = make_figure(width=6.4, height=1.3 + 0.24 * min(max(classes, 4), 40))
     axis = figure.subplots()

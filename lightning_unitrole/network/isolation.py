@@ -77,10 +77,11 @@ class _ModuleState:
     def restore(self) -> None:
         """Put everything back that differs."""
         buffers, attributes = self.module._buffers, vars(self.module)
-        for name in [*buffers]:
-            if name not in self.buffers:
-                del buffers[name]
-        buffers.update(self.buffers)
+        if not isinstance(self.module, torch.jit.ScriptModule):  # whose buffers keep their names, and are no dict
+            for name in [*buffers]:
+                if name not in self.buffers:
+                    del buffers[name]
+            buffers.update(self.buffers)
         for name in [*attributes]:
             if name not in self.attributes and name not in _FRAMEWORK:
                 del attributes[name]

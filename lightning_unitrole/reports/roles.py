@@ -101,7 +101,7 @@ def role_transitions(before: Tensor, after: Tensor) -> Tensor:
         >>> role_transitions(torch.tensor([[0, 0, 3]], dtype=torch.uint8), now).diagonal().sum().item()
         2
     """
-    known = (before != NO_ROLE) & (after != NO_ROLE)
+    known = (before <= UnitRole.BOTH) & (after <= UnitRole.BOTH)
     flat = before[known].long() * len(UnitRole) + after[known].long()
     return torch.bincount(flat, minlength=len(UnitRole) ** 2).view(len(UnitRole), len(UnitRole))
 
