@@ -25,7 +25,7 @@ NON_FINITE = -1
 """What a backend's ``raw_births`` puts in the place of a birth point when the map holds NaN or infinity."""
 
 UNSETTLED = -2
-"""What the compiled scan returns for a map whose ties need more than one class."""
+"""What the compiled scan returns for a map whose ties take linear algebra."""
 
 
 def edge_count(height: int, width: int) -> int:
