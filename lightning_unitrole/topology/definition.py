@@ -87,6 +87,22 @@ def check_maps(maps: Tensor, dims: int | None = None) -> None:
         raise DataError(f"Maps must be floating point, got {maps.dtype}; convert with maps.float() first.")
 
 
+def widened(maps: Tensor) -> Tensor:
+    """Maps in a type that torch computes with: float8, of which versions of torch know more or less, as float32.
+
+    Every float8 value is a float32 value, so births stay the same.
+
+    Raises:
+        DataError: torch cannot convert the type, as with packed pairs of float4.
+    """
+    if maps.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return maps
+    try:
+        return maps.float()
+    except RuntimeError as error:
+        raise DataError(f"torch {torch.__version__} cannot convert maps of type {maps.dtype} to float32.") from error
+
+
 def trivial_births(maps: Tensor) -> Tensor:
     """Births of maps ``[..., H, W]`` that are too small to hold a cycle: 0, or :data:`NON_FINITE`; int32 ``[...]``."""
     finite = torch.isfinite(maps).flatten(-2).all(-1)

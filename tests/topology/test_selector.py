@@ -112,6 +112,13 @@ def test_wrong_maps(maps: Tensor, text: str) -> None:
         birth_points(maps)
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no float4")
+def test_maps_that_torch_cannot_convert() -> None:
+    packed = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(DataError, match=r"cannot convert maps of type torch\.float4_e2m1fn_x2 to float32"):
+        birth_points(packed)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -98,11 +98,20 @@ def test_not_square(shape: tuple[int, int], backend: str, device: torch.device) 
         assert_equals_ripser(maps, backend, device)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+DTYPES = [
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    *(getattr(torch, name) for name in FLOAT8 if hasattr(torch, name)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [7, 14, 28])
 def test_dtypes(dtype: torch.dtype, n: int, backend: str, device: torch.device) -> None:
     count = 12 if backend == "triton" else 100
-    maps = gaussian(count, n, n).to(dtype)
+    maps = gaussian(count, n, n).abs().to(dtype)
     expected = birth_points(maps.double(), backend="ripser")
     assert torch.equal(birth_points(maps.to(device), backend=backend).cpu(), expected)
 
