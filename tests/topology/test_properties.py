@@ -34,6 +34,7 @@ def test_ties_as_ripser_has_them(maps: Tensor, max_density: float, max_birth: in
         assert torch.equal(found, expected), backend
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(tied_maps())
 def test_ties_in_triton(maps: Tensor) -> None:
