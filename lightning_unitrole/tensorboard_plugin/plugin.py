@@ -39,6 +39,7 @@ STATIC_FILES = {
     "charts.js": "text/javascript",
     "derive.js": "text/javascript",
     "dom.js": "text/javascript",
+    "frame.js": "text/javascript",
     "host.js": "text/javascript",
     "index.js": "text/javascript",
     "palette.js": "text/javascript",

@@ -163,6 +163,13 @@ def test_the_page_asks_nobody_else_and_writes_no_markup() -> None:
         )
 
 
+def test_no_line_of_the_tab_is_longer_than_the_house_allows() -> None:
+    """The formatter breaks code, but not strings and style sheets."""
+    for name in STATIC_FILES:
+        lines = (STATIC / name).read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 120, name
+
+
 def test_a_layer_that_began_with_another_number_of_units_is_left_out(client: Client, logs: Path) -> None:
     data = provider(logs)
     query = plugin_module.Query(

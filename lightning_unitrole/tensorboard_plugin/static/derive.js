@@ -5,7 +5,11 @@ export const isRole = (code) => code < 4;
 // The roles to explain: the four, and what else occurs.
 const seen = new WeakMap();
 export function codesIn(roles) {
-  if (!seen.has(roles)) seen.set(roles, [3, 2, 1, 0, 254, 255].filter((code) => code < 4 || roles.includes(code)));
+  if (!seen.has(roles))
+    seen.set(
+      roles,
+      [3, 2, 1, 0, 254, 255].filter((code) => code < 4 || roles.includes(code)),
+    );
   return seen.get(roles);
 }
 
@@ -63,7 +67,7 @@ function countedQuantiles(row, shares) {
   let total = 0;
   counts.fill(0);
   for (const value of row) {
-    if (value !== value) continue; // NaN
+    if (Number.isNaN(value)) continue;
     counts[Math.round((value - low) * scale)]++;
     total++;
   }
@@ -92,7 +96,8 @@ export function quantiles(row, shares) {
 export function bins(values, low, high, size) {
   const counts = new Float64Array(size);
   for (const value of values) {
-    if (Number.isFinite(value)) counts[Math.min(size - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * size)))]++;
+    if (Number.isFinite(value))
+      counts[Math.min(size - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * size)))]++;
   }
   return counts;
 }

@@ -8,8 +8,24 @@ export const STACK = [3, 2, 1, 0, 254, 255];
 export const REAL_ROLES = [3, 2, 1, 0];
 
 export const COLOURS = {
-  light: { 3: '#1c5293', 2: '#4d9ebc', 1: '#cb6620', 0: '#c8cbce', 254: '#ffffff', 255: '#efe9f5', background: '#ffffff' },
-  dark: { 3: '#0593e6', 2: '#a5e7f8', 1: '#d98a2e', 0: '#55585c', 254: '#1c1f23', 255: '#2c2735', background: '#1c1f23' },
+  light: {
+    3: '#1c5293',
+    2: '#4d9ebc',
+    1: '#cb6620',
+    0: '#c8cbce',
+    254: '#ffffff',
+    255: '#efe9f5',
+    background: '#ffffff',
+  },
+  dark: {
+    3: '#0593e6',
+    2: '#a5e7f8',
+    1: '#d98a2e',
+    0: '#55585c',
+    254: '#1c1f23',
+    255: '#2c2735',
+    background: '#1c1f23',
+  },
 };
 
 // Okabe and Ito's qualitative colours, for lines that stand for runs; the dashes tell them apart without colour.
@@ -20,7 +36,18 @@ const RUNS = {
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '4 4', '12 4', '1 4', '6 2 1 2 1 2'];
 
 // viridis, from matplotlib (CC0)
-const VIRIDIS = ['#440154', '#482878', '#3e4a89', '#31688e', '#26828e', '#1f9e89', '#35b779', '#6dcd59', '#b4de2c', '#fde725'];
+const VIRIDIS = [
+  '#440154',
+  '#482878',
+  '#3e4a89',
+  '#31688e',
+  '#26828e',
+  '#1f9e89',
+  '#35b779',
+  '#6dcd59',
+  '#b4de2c',
+  '#fde725',
+];
 
 const parse = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 // ImageData is little endian: alpha, blue, green, red

@@ -1,7 +1,8 @@
 // Units x analyses as an image, one pixel a cell, drawn with as many screen pixels as there is room for.
 // Only the rows in sight are drawn, so thousands of units cost no more than dozens.
-import { h, tooltip } from './dom.js';
+
 import { analysisTicks, shortNumber } from './charts.js';
+import { h, tooltip } from './dom.js';
 import { ROLE } from './palette.js';
 
 const LEFT = 68; // labels of units, and the strip of roles at the cursor
@@ -59,7 +60,9 @@ export class Raster {
         let pixel = palette.rolePixels[role];
         if (values && role !== ROLE.REMOVED) {
           const value = values[at + unit];
-          pixel = Number.isFinite(value) ? palette.ramp[Math.min(255, Math.max(0, Math.round((value - range[0]) * scale)))] : palette.missingPixel;
+          pixel = Number.isFinite(value)
+            ? palette.ramp[Math.min(255, Math.max(0, Math.round((value - range[0]) * scale)))]
+            : palette.missingPixel;
         }
         pixels[row * columns + t] = pixel;
       }
@@ -134,7 +137,8 @@ export class Raster {
   // Thin gaps let single units be told apart once there is room for them.
   lines(context, first, last, yOf, wide, colour) {
     context.fillStyle = colour;
-    for (let place = first; place <= last; place++) context.fillRect(LEFT - STRIP - 3, yOf(place) - 0.5, wide + STRIP + 3, 1);
+    for (let place = first; place <= last; place++)
+      context.fillRect(LEFT - STRIP - 3, yOf(place) - 0.5, wide + STRIP + 3, 1);
   }
 
   unitLabels(context, first, last, yOf, colour, bottom) {

@@ -35,7 +35,12 @@ export function describeUnit(ctx, data, time, unit, at, past) {
   const code = data.roles[place];
   const role = ctx.role(code);
   const head = h('strong', {}, `unit ${unit} · ${ctx.when(time, at)}`);
-  const roleLine = h('div', {}, swatch(code), ctx.klass === 'all' ? role.label : `${role.label} for ${ctx.className(ctx.klass)}`);
+  const roleLine = h(
+    'div',
+    {},
+    swatch(code),
+    ctx.klass === 'all' ? role.label : `${role.label} for ${ctx.className(ctx.klass)}`,
+  );
   if (code === 254) return [head, roleLine];
   return [
     head,
@@ -44,10 +49,17 @@ export function describeUnit(ctx, data, time, unit, at, past) {
     `entropy ${decimal(data.entropy_val[place])} nats val, ${decimal(data.entropy_train[place])} train`,
     `selective rate ${percent(data.selective_val[place])} val, ${percent(data.selective_train[place])} train`,
     `rank ${data.rank[place] + 1}, 1 is the most effective`,
-    past && `at the cursor: ${whole(past.changes[unit])} changes so far, same role since ${ctx.when(time, past.stable[unit])}`,
+    past &&
+      `at the cursor: ${whole(past.changes[unit])} changes so far, ` +
+        `same role since ${ctx.when(time, past.stable[unit])}`,
   ].filter(Boolean);
 }
 
-export const nothing = (...text) => h('div', { class: 'nothing' }, text.map((line) => h('p', {}, line)));
+export const nothing = (...text) =>
+  h(
+    'div',
+    { class: 'nothing' },
+    text.map((line) => h('p', {}, line)),
+  );
 
 export const NO_ROLES = 'There are no roles here: this run was analysed without ablation, or the class had no images.';
