@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lightning_unitrole.reports.vocabulary import UNDECIDED
 from lightning_unitrole.results import NO_ROLE, AblationCurve, LayerReport, SplitReport, UnitReport, UnitRole
 from lightning_unitrole.roles import summarize_roles
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
@@ -172,6 +173,19 @@ def log_epochs(
             step = (epoch + 1) * steps_per_epoch - 1
             known = write_report(writer, training.report(epoch, epochs, kept, step), step=step, known=known, kept=kept)
             yield epoch
+
+
+def with_undecided(report: UnitReport, units: Sequence[int]) -> UnitReport:
+    """The same report as if nobody could tell what some units are good for."""
+    from dataclasses import replace
+
+    layers = {}
+    for name, layer in report.layers.items():
+        roles, summary = layer.roles.clone(), layer.summary.clone()
+        roles[:, list(units)] = UNDECIDED
+        summary[list(units)] = UNDECIDED
+        layers[name] = replace(layer, roles=roles, summary=summary)
+    return replace(report, layers=layers)
 
 
 def without_images(report: UnitReport, klass: int) -> UnitReport:

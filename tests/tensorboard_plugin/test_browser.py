@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from tensorboard_plugin.conftest import EPOCHS, MARKUP, get, tensorboard, wait_for
 from tensorboard_plugin.page import Page
-from tensorboard_plugin.synthetic import LAYERS, Spec, Training, log_epochs
+from tensorboard_plugin.synthetic import LAYERS, Spec, Training, log_epochs, with_undecided
 
+from lightning_unitrole.reports.vocabulary import ROLE_OF, ROLES, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.packing import unpack
+from lightning_unitrole.tensorboard_plugin.summary import write_report
 
 VIEWS = ("overview", "units", "transitions", "entropy", "ablation", "unit", "runs")
-LIGHT = {"both": "#1c5293", "train_only": "#cb6620", "neither": "#c8cbce"}
-DARK = {"both": "#0593e6", "train_only": "#d98a2e", "neither": "#55585c"}
+LIGHT = {role.name.lower(): role.light for role in ROLES}
+DARK = {role.name.lower(): role.dark for role in ROLES}
 
 
 def test_the_tab_appears_by_itself(driver: Any, server: str) -> None:
@@ -42,7 +44,7 @@ def test_every_view_draws(driver: Any, server: str) -> None:
 def test_both_themes_colour_the_raster(driver: Any, fast: str) -> None:
     for dark, colours in ((False, LIGHT), (True, DARK)):
         seen = Page(driver, fast, dark=dark, run="baseline", view="units").raster()
-        assert all(seen.get(colour, 0) > 100 for colour in colours.values())
+        assert all(seen.get(colours[name], 0) > 100 for name in ("both", "train_only", "neither"))
 
 
 def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, fast: str) -> None:
@@ -132,6 +134,30 @@ def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="pruned", layer="features.3", view="transitions")
     assert "Removed" in page.text(".view-transitions thead")
     assert "36 of 48" in Page(driver, fast, run="pruned").text(".view-overview")
+
+
+def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    known = None
+    with SummaryWriter(tmp_path / "run") as writer:
+        for step in range(3):
+            report = with_undecided(Training(LAYERS[:1]).report(step, 3), range(4, 20))
+            known = write_report(writer, report, step=step, known=known)
+    with tensorboard(tmp_path, runs=1) as address:
+        page = Page(driver, address)
+        assert "Undecided" in page.text(".view-overview .legend")
+        fills = page.js("return [...document.querySelectorAll('[data-role=\"253\"]')].map(e => e.getAttribute('fill'))")
+        assert fills == ["url(#hatched)"]
+        page.show(view="transitions")
+        assert "Undecided" in page.text(".view-transitions thead")
+        page.show(view="units")
+        seen = page.raster()
+        assert seen[ROLE_OF[UNDECIDED].light] > 100
+        assert seen["#ffffff"] > seen[ROLE_OF[UNDECIDED].light]
+        for view in VIEWS:
+            page.show(view=view)
+        assert page.errors() == []
 
 
 def test_without_ablation_there_is_still_entropy(driver: Any, fast: str) -> None:

@@ -4,7 +4,7 @@ import { indexOf } from './derive.js';
 import { choice, h, keepFocus, plural, select, whole } from './dom.js';
 import { buildFrame, emptyState } from './frame.js';
 import { watchDarkMode, watchReload } from './host.js';
-import { Palette, ROLE } from './palette.js';
+import { Palette } from './palette.js';
 import { State } from './state.js';
 import { ablation } from './views/ablation.js';
 import { entropy } from './views/entropy.js';
@@ -13,6 +13,7 @@ import { runs } from './views/runs.js';
 import { transitions } from './views/transitions.js';
 import { unit } from './views/unit.js';
 import { units } from './views/units.js';
+import { ROLE, roleOf } from './vocabulary.js';
 
 const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs];
 
@@ -124,7 +125,7 @@ export class App {
   }
 
   role(code) {
-    return this.run.roles.find((role) => role.code === code) || { code, label: String(code), meaning: '' };
+    return roleOf(code);
   }
 
   className(place) {

@@ -3,7 +3,7 @@
 
 import { analysisTicks, shortNumber } from './charts.js';
 import { h, tooltip } from './dom.js';
-import { ROLE } from './palette.js';
+import { ROLE, roleOf } from './vocabulary.js';
 
 const LEFT = 68; // labels of units, and the strip of roles at the cursor
 const BOTTOM = 40;
@@ -115,13 +115,17 @@ export class Raster {
     context.rect(0, TOP, width, bottom - TOP);
     context.clip();
     const wide = labels.length * column;
+    const hatch = context.createPattern(palette.hatch, 'repeat');
+    context.fillStyle = hatch;
+    context.fillRect(LEFT, yOf(first), wide, (last - first) * row);
     context.drawImage(this.image, 0, first, labels.length, last - first, LEFT, yOf(first), wide, (last - first) * row);
-    const css = palette.colours;
     for (let place = first; place < last; place++) {
-      context.fillStyle = css[roles[at * units + order[place]]] || css[255];
+      const code = roles[at * units + order[place]];
+      context.fillStyle =
+        roleOf(code).fill === 'hatched' ? hatch : palette.colour(code) || palette.colour(ROLE.NO_ROLE);
       context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, row);
     }
-    if (row >= 5) this.lines(context, first, last, yOf, wide, css.background);
+    if (row >= 5) this.lines(context, first, last, yOf, wide, palette.background);
     this.marks(context, yOf, wide, ink, bottom);
     context.restore();
     this.unitLabels(context, first, last, yOf, faint, bottom);

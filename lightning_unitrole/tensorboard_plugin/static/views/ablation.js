@@ -110,7 +110,16 @@ function draw(ctx, data, body) {
         curveChart({ ...shared, metric: 'loss', yDomain: lossDomain(curves), label: 'loss' }),
       ),
     ),
-    h('div', { class: 'card facts-line' }, sentences(ctx, curves, time)),
+    h(
+      'div',
+      { class: 'card facts-line' },
+      sentences(
+        ctx,
+        curves,
+        data.info.rankings.filter(({ at }) => at === time.at),
+        time,
+      ),
+    ),
   ];
 }
 
@@ -229,31 +238,13 @@ function gap(curves, metric) {
   return Array.from(least.ablated, (off, i) => [off, least[metric][i], most[metric][i]]);
 }
 
-function area(curve) {
-  const { ablated, accuracy } = curve;
-  let sum = 0;
-  for (let i = 1; i < ablated.length; i++) sum += ((accuracy[i] + accuracy[i - 1]) / 2) * (ablated[i] - ablated[i - 1]);
-  return ablated.length > 1 ? sum / (ablated[ablated.length - 1] - ablated[0]) : accuracy[0];
-}
-
-const LITTLE = 0.02;
-
-function verdict(difference, overRandom) {
-  if (Number.isNaN(difference)) return 'the ranking is put to the test for all classes together';
-  if (difference < -LITTLE) return 'the ranking misleads here';
-  if (overRandom < -LITTLE) return 'a random order keeps more accuracy than this ranking';
-  return difference > LITTLE ? 'the ranking knows something' : 'the ranking tells next to nothing';
-}
-
-function sentences(ctx, curves, time) {
+function sentences(ctx, curves, rankings, time) {
   const rows = [];
   for (const split of ['train', 'val']) {
     const least = curves.find((curve) => curve.split === split && curve.order === 'least_first');
     if (!least) continue;
     const total = least.ablated[least.ablated.length - 1];
-    const order = (name) => curves.find((curve) => curve.split === split && curve.order === name);
-    const difference = order('most_first') ? area(least) - area(order('most_first')) : NaN;
-    const overRandom = order('random') ? area(least) - area(order('random')) : NaN;
+    const { gap, over_random: overRandom, text, warn } = rankings.find((ranking) => ranking.split === split);
     rows.push(
       h(
         'tr',
@@ -267,9 +258,13 @@ function sentences(ctx, curves, time) {
         h('td', {}, `${least.turning} of ${total} off`),
         h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
         h('td', {}, `${least.turning_accuracy} off`),
-        h('td', { class: difference < -LITTLE ? 'warn' : null }, signed(difference)),
-        h('td', { class: overRandom < -LITTLE ? 'warn' : null }, signed(overRandom)),
-        h('td', {}, verdict(difference, overRandom)),
+        h('td', {}, signed(gap ?? NaN)),
+        h('td', {}, signed(overRandom ?? NaN)),
+        h(
+          'td',
+          { class: warn ? 'warn' : null },
+          ctx.klass === 'all' ? text : 'Put to the test for all classes together.',
+        ),
       ),
     );
   }

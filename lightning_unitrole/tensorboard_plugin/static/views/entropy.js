@@ -2,7 +2,7 @@
 import { chart, niceTicks, overTime, roundDomain } from '../charts.js';
 import { bins, codesIn, extent, quantiles } from '../derive.js';
 import { choice, decimal, h, percent, plural, svg } from '../dom.js';
-import { STACK } from '../palette.js';
+import { fillOf, ROLE, STACK } from '../vocabulary.js';
 import { explain, legend, nothing, swatch } from './parts.js';
 
 const SHARES = [0.05, 0.25, 0.5, 0.75, 0.95];
@@ -138,7 +138,7 @@ function distribution(ctx, root, data, time, measure) {
   );
   const counted = groups.map((group) => ({ ...group, bins: bins(group.values, low, high, BINS) }));
   const totals = Array.from({ length: BINS }, (_, i) => counted.reduce((sum, group) => sum + group.bins[i], 0));
-  const missing = values.filter((value, u) => !Number.isFinite(value) && roles[u] !== 254).length;
+  const missing = values.filter((value, u) => !Number.isFinite(value) && roles[u] !== ROLE.REMOVED).length;
   root.append(
     h(
       'h3',
@@ -180,12 +180,12 @@ function bars(groups, x, y, low, high) {
       d += `M${from.toFixed(1)},${bottom.toFixed(1)}V${top.toFixed(1)}H${to.toFixed(1)}V${bottom.toFixed(1)}Z`;
       filled[i] += count;
     });
-    return svg('path', { d, fill: `var(--role-${code})`, class: 'area', 'data-role': code });
+    return svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code });
   });
 }
 
 function medians(ctx, groups, measure) {
-  const real = groups.filter(({ code }) => code !== 254);
+  const real = groups.filter(({ code }) => code !== ROLE.REMOVED);
   const sum = real.reduce((total, { values }) => total + values.length, 0);
   return h(
     'table',

@@ -1,11 +1,9 @@
 // Layers x analyses: how large the share of each role is, and how many units changed theirs.
 import { analysisTicks, chart, interactive, linear, shortNumber } from '../charts.js';
 import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
-import { REAL_ROLES, ROLE, STACK } from '../palette.js';
-import { explain, legend } from './parts.js';
+import { columnOf, fillOf, isRole, ROLE, SHARED_ROLES, STACK } from '../vocabulary.js';
+import { explain, legend, swatch } from './parts.js';
 
-const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
-const LITTLE = 0.02; // a ranking gap that may be chance
 const SHARES = 84;
 const CHANGES = 30;
 const GAP = 8;
@@ -29,12 +27,13 @@ export const overview = {
   },
 };
 
-// table.at(t, layer, column) over the flat numbers of the server
+// table.at(t, layer, column) and table.verdict(t, layer) over the flat numbers of the server
 export function read(ctx, data) {
   const columns = new Map(data.info.columns.map((name, place) => [name, place]));
   const layers = data.info.layers.length;
   const at = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
-  return { at, time: ctx.time(data), layers: data.info.layers };
+  const verdict = (t, layer) => data.info.verdicts[data.verdict[t * layers + layer]];
+  return { at, verdict, time: ctx.time(data), layers: data.info.layers };
 }
 
 // Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
@@ -42,14 +41,14 @@ export function stack(table, t, layer, original, pairs) {
   if (pairs) {
     const left = table.at(t, layer, 'present') / original;
     return [
-      ...REAL_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${NAMES[code]}`)]),
+      ...SHARED_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${columnOf(code)}`)]),
       [ROLE.REMOVED, 1 - left],
     ];
   }
-  const counts = REAL_ROLES.map((code) => [code, table.at(t, layer, `units_${NAMES[code]}`)]);
+  const counts = SHARED_ROLES.map((code) => [code, table.at(t, layer, `units_${columnOf(code)}`)]);
   const present = table.at(t, layer, 'present');
   if (!Number.isFinite(counts[0][1])) return [];
-  const known = counts.reduce((sum, [, count]) => sum + count, 0);
+  const known = counts.reduce((sum, [, count]) => sum + (count || 0), 0);
   return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [
     code,
     count / original,
@@ -121,7 +120,7 @@ function codesOf(ctx, table, pairs) {
     for (let t = 0; t < table.time.labels.length; t++)
       for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
   });
-  return STACK.filter((code) => code < 4 || seen.has(code));
+  return STACK.filter((code) => isRole(code) || seen.has(code));
 }
 
 function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
@@ -158,7 +157,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
     [0, 0.5, 1].map((share) =>
       svg('text', { class: 'tick', x: left - 6, y: y(share) + 4, 'text-anchor': 'end' }, percent(share)),
     ),
-    [...areas].map(([code, d]) => svg('path', { d, fill: `var(--role-${code})`, class: 'area', 'data-role': code })),
+    [...areas].map(([code, d]) => svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code })),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
     svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
     svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'changed'),
@@ -187,14 +186,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
 function describe(ctx, table, t, place, layer, pairs) {
   const lines = stack(table, t, place, layer.units, pairs)
     .filter(([, share]) => share > 0)
-    .map(([code, share]) =>
-      h(
-        'div',
-        {},
-        h('i', { class: 'swatch', style: `background: var(--role-${code})` }),
-        `${ctx.role(code).label} ${percent(share, 1)}`,
-      ),
-    )
+    .map(([code, share]) => h('div', {}, swatch(code), `${ctx.role(code).label} ${percent(share, 1)}`))
     .reverse();
   const changed = table.at(t, place, changedColumn(pairs));
   return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
@@ -239,9 +231,7 @@ function facts(table, place, layer, pairs) {
     Number.isFinite(gap) && [
       'ranking gap',
       signed(gap),
-      gap >= 0
-        ? 'Positive: ablating by this ranking hurts less than the reverse'
-        : 'Negative: the ranking misleads in this layer',
+      'Area between the ablation curves, least effective first and most effective first, on validation images',
     ],
     Number.isFinite(value('turning_val')) && [
       'effective',
@@ -250,14 +240,15 @@ function facts(table, place, layer, pairs) {
     ],
     present < layer.units && ['units left', `${present} of ${layer.units}`, 'Removed units are shown as removed'],
   ];
+  const { text: verdict, warn } = table.verdict(t, place);
   return h(
-    'dl',
-    { class: 'facts' },
-    rows
-      .filter(Boolean)
-      .map(([name, text, title]) => [
-        h('dt', { title }, name),
-        h('dd', { class: name === 'ranking gap' && gap < -LITTLE ? 'warn' : null }, text),
-      ]),
+    'div',
+    {},
+    h(
+      'dl',
+      { class: 'facts' },
+      rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', {}, text)]),
+    ),
+    Number.isFinite(gap) && h('p', { class: warn ? 'verdict warn' : 'verdict' }, verdict),
   );
 }

@@ -1,10 +1,11 @@
 // Small pieces that several views share.
 import { decimal, h, percent, whole } from '../dom.js';
-import { STACK } from '../palette.js';
+import { ROLE, roleOf, STACK } from '../vocabulary.js';
 
 export const explain = (title, text) => h('div', { class: 'explain' }, h('h2', {}, title), h('p', {}, text));
 
-export const swatch = (code) => h('i', { class: `swatch role-${code}`, style: `background: var(--role-${code})` });
+export const swatch = (code) =>
+  h('i', { class: `swatch ${roleOf(code).fill}`, style: `background: var(--role-${code})` });
 
 export function legend(ctx, codes = STACK) {
   return h(
@@ -41,7 +42,7 @@ export function describeUnit(ctx, data, time, unit, at, past) {
     swatch(code),
     ctx.klass === 'all' ? role.label : `${role.label} for ${ctx.className(ctx.klass)}`,
   );
-  if (code === 254) return [head, roleLine];
+  if (code === ROLE.REMOVED) return [head, roleLine];
   return [
     head,
     roleLine,

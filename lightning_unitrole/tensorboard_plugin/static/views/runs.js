@@ -1,13 +1,12 @@
 // Runs side by side, by shares alone: unit 7 of one run has nothing to do with unit 7 of another.
 import { chart, niceTicks, roundDomain } from '../charts.js';
 import { choice, decimal, h, percent, plural, select, svg } from '../dom.js';
-import { REAL_ROLES } from '../palette.js';
+import { columnOf, REAL_ROLES, SHARED_ROLES } from '../vocabulary.js';
 import { changedColumn, read, SHARES_OF } from './overview.js';
 import { explain, nothing, swatch } from './parts.js';
 
 const AT_FIRST = 6;
 const AT_MOST = 24;
-const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
 const ALL = '\u0000all';
 
 export const runs = {
@@ -70,7 +69,7 @@ function draw(ctx, body, loaded) {
   const panels = [
     ...REAL_ROLES.map((code) => ({
       title: [swatch(code), ctx.role(code).label],
-      value: (point) => point[NAMES[code]],
+      value: (point) => point[columnOf(code)],
       share: true,
     })),
     { title: ['Changed role since the analysis before'], value: (point) => point.changed, share: true },
@@ -107,7 +106,7 @@ function line(ctx, run, table, scope) {
     changed: mean(t, (s, place) => table.at(s, place, changedColumn(pairs))),
     entropy: mean(t, (s, place) => table.at(s, place, 'entropy_q50')),
     ...Object.fromEntries(
-      Object.values(NAMES).map((name) => [
+      SHARED_ROLES.map(columnOf).map((name) => [
         name,
         mean(t, (s, place, present) =>
           pairs ? table.at(s, place, `pairs_${name}`) : table.at(s, place, `units_${name}`) / present,
@@ -230,16 +229,16 @@ function latest(ctx, lines) {
               h(
                 'div',
                 { class: 'bar' },
-                REAL_ROLES.map(
+                SHARED_ROLES.map(
                   (code) =>
-                    Number.isFinite(point[NAMES[code]]) &&
+                    Number.isFinite(point[columnOf(code)]) &&
                     h('i', {
-                      style: `width: ${(100 * point[NAMES[code]]).toFixed(2)}%; background: var(--role-${code})`,
+                      style: `width: ${(100 * point[columnOf(code)]).toFixed(2)}%; background: var(--role-${code})`,
                     }),
                 ),
               ),
             ),
-            REAL_ROLES.map((code) => h('td', {}, percent(point[NAMES[code]]))),
+            REAL_ROLES.map((code) => h('td', {}, percent(point[columnOf(code)]))),
             h('td', {}, percent(point.changed, 1)),
             h('td', {}, decimal(point.entropy)),
           );

@@ -1,7 +1,7 @@
 // From which role to which: two analyses compared unit by unit.
 import { transitions as countTransitions } from '../derive.js';
 import { h, percent, plural, select } from '../dom.js';
-import { REAL_ROLES, ROLE } from '../palette.js';
+import { REAL_ROLES, ROLE, SHARED_ROLES } from '../vocabulary.js';
 import { explain, NO_ROLES, nothing, swatch } from './parts.js';
 import { fromOf, rasterPanel } from './units.js';
 
@@ -36,8 +36,9 @@ function draw(ctx, data) {
   if (!time.steps.length) return [nothing('No analysis of this layer was logged.')];
   const from = fromOf(ctx, time);
   const counts = countTransitions(data.roles, data.units, from, time.at);
-  const codes = REAL_ROLES;
   const number = (before, after) => counts.get(`${before}-${after}`) || 0;
+  const among = (code) => SHARED_ROLES.some((other) => number(code, other) + number(other, code) > 0);
+  const codes = SHARED_ROLES.filter((code) => REAL_ROLES.includes(code) || among(code));
   const gone = codes.some((code) => number(code, ROLE.REMOVED) > 0);
   const columns = gone ? [...codes, ROLE.REMOVED] : codes;
   const total = codes.reduce(

@@ -2,7 +2,7 @@
 import { analysisTicks, chart, interactive, linear, overTime, shortNumber } from '../charts.js';
 import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
-import { ROLE } from '../palette.js';
+import { fillOf, ROLE } from '../vocabulary.js';
 import { explain, legend, nothing, swatch } from './parts.js';
 
 const ROW = 20;
@@ -147,7 +147,7 @@ function draw(ctx, body, data, classes, chosen) {
 
 function describe(ctx, data, time, chosen, t) {
   const at = t * data.units + chosen;
-  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, t)), 'removed'];
+  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, t)), ctx.role(ROLE.REMOVED).label];
   return [
     h('strong', {}, ctx.when(time, t)),
     h('div', {}, swatch(data.roles[at]), ctx.role(data.roles[at]).label),
@@ -244,7 +244,7 @@ function strips(ctx, data, classes, time, chosen, width) {
           y: top(place) + 1,
           width: (to - from) * step,
           height: ROW - 2,
-          fill: `var(--role-${code})`,
+          fill: fillOf(code),
           'data-role': code,
         }),
       ),

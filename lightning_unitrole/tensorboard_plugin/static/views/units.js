@@ -2,6 +2,7 @@
 import { codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
+import { isRole } from '../vocabulary.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
 const SORTS = [
@@ -63,7 +64,7 @@ function controls(ctx, data) {
   ];
 }
 
-const hasRoles = (data) => data.roles.some((code) => code < 4);
+const hasRoles = (data) => data.roles.some(isRole);
 
 // Without roles the raster would be blank.
 const colourOf = (ctx, data) =>

@@ -1,0 +1,1 @@
+"""Reports in words, numbers and pictures."""
