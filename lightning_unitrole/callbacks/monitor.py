@@ -15,7 +15,13 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_unitrole.analysis.advice import misleading_layers, misleading_ranking, non_finite_maps, shortage
+from lightning_unitrole.analysis.advice import (
+    misleading_layers,
+    misleading_ranking,
+    non_finite_maps,
+    shortage,
+    unreliable_roles,
+)
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
 from lightning_unitrole.callbacks.pace import Pace
@@ -342,6 +348,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def _question_ranking(self, trainer: pl.Trainer) -> None:
         if self.report is None or self._samples is None:
             return
+        if message := unreliable_roles(self.report):
+            rank_zero_info(message)
         suspects = misleading_layers(self.report)
         comparison = None
         if self.compare_criteria == "end":
