@@ -51,6 +51,22 @@ def non_finite_maps(report: UnitReport) -> str | None:
     )
 
 
+def left_out_images(report: UnitReport) -> str | None:
+    """What to tell the user where contributions of images were not finite; None where all were."""
+    found = []
+    for layer in report.layers.values():
+        for split in (layer.train, layer.val):
+            if split.contributions is not None:
+                missing = int(split.images.sum()) - int(split.contributions.images.sum())
+                found += [f"{layer.name!r} ({missing} of {int(split.images.sum())})"] if missing else []
+    if not found:
+        return None
+    return (
+        "Images whose margin or contributions are NaN or infinite were left out of the roles, in "
+        f"{', '.join(found)}. Look for an overflow in the network's outputs."
+    )
+
+
 def unreliable_roles(report: UnitReport) -> str | None:
     """What to tell the user of layers whose roles would hardly repeat on other images; None where there are none."""
     found = [

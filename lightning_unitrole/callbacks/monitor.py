@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_unitrole.analysis.advice import (
+    left_out_images,
     misleading_layers,
     misleading_ranking,
     non_finite_maps,
@@ -299,6 +300,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             global_step=trainer.global_step,
         )
         self._warn_once(non_finite_maps(report), trainer)
+        self._warn_once(left_out_images(report), trainer)
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
