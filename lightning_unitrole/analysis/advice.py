@@ -9,9 +9,7 @@ from torch import Tensor
 
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
-
-MARGIN = 0.05
-"""By how much a ranking gap must exceed that of random orders to say something: random orders differ by this much."""
+from lightning_unitrole.reports.vocabulary import ranking_is_informative
 
 
 def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[str]) -> str | None:
@@ -54,11 +52,11 @@ def non_finite_maps(report: UnitReport) -> str | None:
 
 
 def misleading_layers(report: UnitReport) -> list[str]:
-    """Layers whose ranking gap on validation images is not above what a random order gets by :data:`MARGIN`."""
+    """Layers whose ranking of validation images is not clearly better than a random order."""
     return [
         name
         for name, layer in report.layers.items()
-        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap + MARGIN
+        if layer.val.curves and not ranking_is_informative(layer.val.ranking_gap, layer.val.random_gap)
     ]
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from lightning_unitrole.analysis.advice import misleading_layers, misleading_ranking, non_finite_maps, shortage
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
-from lightning_unitrole.analysis.session import Samples
 from lightning_unitrole.analysis.stream import LiveRecording
 from lightning_unitrole.callbacks.pace import Pace
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
 from lightning_unitrole.data.loaders import DataSource, is_sequential
+from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, UnitRoleError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.reports.contributions import Contributions, Estimate
-from lightning_unitrole.reports.roles import NO_ROLE, UNDECIDED, UnitRole
+from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.significance import discoveries, kappa, p_differs, p_negative, p_positive, pooled
+from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
 
 HELPS, NO_EFFECT, HURTS, UNTESTED = 1, 0, -1, -2
 

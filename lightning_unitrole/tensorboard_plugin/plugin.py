@@ -19,18 +19,18 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
+from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, vocabulary
 from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
     MEASURES,
-    NO_ROLE,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
-    REMOVED,
     TAB_NAME,
     layer_tag,
 )
+from lightning_unitrole.tensorboard_plugin.verdicts import curve_rankings, overview_verdicts
 
 STATIC = Path(__file__).parent / "static"
 STATIC_FILES = {
@@ -39,6 +39,7 @@ STATIC_FILES = {
     "charts.js": "text/javascript",
     "derive.js": "text/javascript",
     "dom.js": "text/javascript",
+    "frame.js": "text/javascript",
     "host.js": "text/javascript",
     "index.js": "text/javascript",
     "palette.js": "text/javascript",
@@ -46,6 +47,7 @@ STATIC_FILES = {
     "state.js": "text/javascript",
     "style.css": "text/css",
     "unpack.js": "text/javascript",
+    "vocabulary.js": "text/javascript",
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
     "views/overview.js": "text/javascript",
@@ -90,7 +92,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
         routes = {f"/{name}": self._static_app(name) for name in STATIC_FILES}
-        for name in ("runs", "overview", "layer", "classes", "unit", "curves"):
+        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "curves"):
             routes[f"/{name}"] = self._data_app(getattr(self, f"_{name}"))
         return routes
 
@@ -126,6 +128,10 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
 
         return serve
 
+    def _vocabulary(self, query: Query) -> dict[str, Any]:
+        """Names, meanings and colours of the roles: the tab has none of its own."""
+        return vocabulary()
+
     def _runs(self, query: Query) -> dict[str, Any]:
         """Every run with data: what was frozen by its first report, and how far it has come."""
         runs = []
@@ -154,7 +160,9 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
                 for column, measure in enumerate(OVERVIEW_COLUMNS):
                     if layer in rows and measure in columns:
                         filled[row, column] = logged[rows[layer], columns[measure]]
-        return _answer(data, {"layers": names, "columns": list(OVERVIEW_COLUMNS)}, {"table": table})
+        verdicts, verdict = overview_verdicts(table)
+        info = {"layers": names, "columns": list(OVERVIEW_COLUMNS), "verdicts": verdicts}
+        return _answer(data, info, {"table": table, "verdict": verdict})
 
     def _layer(self, query: Query) -> bytes:
         """Chosen fields of a layer's units, each ``[steps, units]``."""
@@ -211,7 +219,8 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
                         chunks.append(datum.arrays[name][start:stop])
                 start = stop
         arrays = {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
-        return _answer(data, {"curves": described}, arrays)
+        rankings = curve_rankings(described, arrays["ablated"], arrays["accuracy"]) if described else []
+        return _answer(data, {"curves": described, "rankings": rankings}, arrays)
 
 
 class Query:

@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard_plugin.conftest import EPOCHS, MARKUP
 from werkzeug.test import Client, TestResponse
 
+from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES, ranking_verdict
 from lightning_unitrole.tensorboard_plugin import plugin as plugin_module
 from lightning_unitrole.tensorboard_plugin.packing import Array, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
-from lightning_unitrole.tensorboard_plugin.schema import NO_ROLE, REMOVED
 
 PREFIX = "/data/plugin/unit_roles"
 
@@ -81,6 +81,36 @@ def test_the_overview_has_a_row_for_each_layer(client: Client) -> None:
     info, overview = read(client, "overview", run="pruned")
     assert overview["table"].shape == (EPOCHS, 2, len(info["columns"]))
     assert overview["table"][-1, :, info["columns"].index("present")].tolist() == [12, 36]
+
+
+def test_the_vocabulary_is_the_packages_own(client: Client) -> None:
+    sent = client.get(f"{PREFIX}/vocabulary").json["roles"]
+    assert [(role["code"], role["label"], role["meaning"]) for role in sent] == [
+        (role.code, role.label, role.meaning) for role in ROLES
+    ]
+
+
+def test_no_script_or_style_repeats_the_vocabulary() -> None:
+    for name in STATIC_FILES:
+        text = (STATIC / name).read_text(encoding="utf-8")
+        for role in ROLES:
+            found = [role.light, role.dark, f"'{role.label}'", f"{role.code}: '", role.meaning]
+            assert not [copy for copy in found if copy.lower() in text.lower() and copy != "#ffffff"], (name, role.name)
+
+
+def test_overview_and_curves_agree_on_the_ranking_with_the_package(client: Client) -> None:
+    info, overview = read(client, "overview", run="baseline")
+    columns = info["columns"]
+    gap, random = (overview["table"][-1, 1, columns.index(name)] for name in ("ranking_gap", "random_gap"))
+    expected = ranking_verdict(float(gap), float(random))
+    assert info["verdicts"][overview["verdict"][-1, 1]]["text"] == expected
+    curves, _ = read(client, "curves", run="baseline", layer=1)
+    (ranking,) = [each for each in curves["rankings"] if (each["at"], each["split"]) == (EPOCHS - 1, "val")]
+    assert ranking["text"] == expected
+    assert ranking["gap"] == pytest.approx(gap, abs=2e-3)
+    assert ranking["over_random"] == pytest.approx(gap - random, abs=2e-3)
+    by_class, _ = read(client, "curves", run="baseline", layer=1, **{"class": 0})
+    assert {each["text"] for each in by_class["rankings"]} == {"The ranking was not put to the test."}
 
 
 def test_classes_and_units_are_cuts_of_the_same_roles(client: Client) -> None:
@@ -161,6 +191,13 @@ def test_the_page_asks_nobody_else_and_writes_no_markup() -> None:
         assert not re.search(r"https?://|//cdn|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), (
             name
         )
+
+
+def test_no_line_of_the_tab_is_longer_than_the_house_allows() -> None:
+    """The formatter breaks code, but not strings and style sheets."""
+    for name in STATIC_FILES:
+        lines = (STATIC / name).read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 120, name
 
 
 def test_a_layer_that_began_with_another_number_of_units_is_left_out(client: Client, logs: Path) -> None:

@@ -13,6 +13,9 @@ async function request(path, parameters) {
   throw new Error(problem.error || `TensorBoard answered ${response.status} to ${path}.`);
 }
 
+// What roles are called and how they look; asked for once.
+export const vocabulary = async () => (await request('vocabulary')).json();
+
 export class Api {
   constructor() {
     this.cache = new Map();
