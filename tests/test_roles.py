@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_unitrole.reports.roles import (
-    NO_ROLE,
-    UNDECIDED,
     UnitRole,
     assign_roles,
     effective_set,
     role_transitions,
     summarize_roles,
 )
+from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
 
 BOTH, TRAIN, VAL, NEITHER = UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER
 

@@ -68,6 +68,7 @@ def measure_effects(train: Estimate, val: Estimate, scale: float) -> Effects:
             :attr:`~lightning_unitrole.reports.contributions.Contributions.scale`.
     """
     enough = (torch.minimum(train.images, val.images) >= MIN_IMAGES).expand_as(val.mean)
+    enough = enough & train.variance.isfinite() & val.variance.isfinite()
     least = MIN_EFFECT * scale
     both = pooled(train, val)
     apart = torch.where(enough, p_differs(train, val), torch.nan)
