@@ -1,1 +1,1 @@
-"""Reports in words, numbers and pictures."""
+"""What an analysis finds, as plain data, and pure functions on it."""
