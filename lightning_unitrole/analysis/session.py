@@ -38,10 +38,12 @@ from lightning_unitrole.ranking.criteria import (
 from lightning_unitrole.ranking.entropy import feature_entropy
 from lightning_unitrole.reports.curves import AblationCurve, CriteriaComparison, CriterionCurves
 from lightning_unitrole.reports.effects import (
+    HELPS,
     agreement_between_halves,
     class_effects,
     overall_effects,
     roles_from_effects,
+    without_effect,
 )
 from lightning_unitrole.reports.layer import LayerReport, SplitReport, turning_point_roles
 from lightning_unitrole.reports.report import UnitReport
@@ -217,7 +219,8 @@ class AnalysisSession:
         curves, check = self.curves(layer).overall(
             rankings[1],
             val.contributions,
-            summary.val,
+            summary.val == HELPS,
+            without_effect(effects, summary),
             samples.curves,
             held_out=samples.held_out,
             fill=val.fill,

@@ -120,6 +120,21 @@ def roles_from_effects(effects: Effects, images: Tensor | None = None) -> Tensor
     return roles
 
 
+def without_effect(by_class: Effects, overall: Effects) -> Tensor:
+    """``[U]`` bool, units without a measurable effect: for no class that was tested, on neither side, and not over all.
+
+    The mean over all classes alone would not do: a unit that helps one class and hurts another may add up to nothing.
+
+    Args:
+        by_class: effects of each pair, ``[C, U]``.
+        overall: effects over all classes, ``[U]``.
+    """
+    idle = (overall.train == NO_EFFECT) & (overall.val == NO_EFFECT)
+    for side in (by_class.train, by_class.val):
+        idle &= ((side == NO_EFFECT) | (side == UNTESTED)).all(0)
+    return idle
+
+
 def agreement_between_halves(train: Contributions, val: Contributions) -> float:
     """How well "helps on validation images" agrees between the even and the odd images of each class.
 
