@@ -8,8 +8,7 @@ Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``
 ``unitrole/<layer>/role_share/val_only``               the same
 ``unitrole/<layer>/role_share/neither``                the same
 ``unitrole/<layer>/role_stability``                    share of the pairs with the role of the report before, 0 to 1
-``unitrole/<layer>/role_agreement``                    agreement of "helps" between halves of the images, kappa, 1 at
-best
+``unitrole/<layer>/role_agreement``                    agreement of "helps" between halves of the images, kappa
 ``unitrole/<layer>/differing_share``                   share of the pairs that contribute differently on training and on
                                                        validation images, 0 to 1: the sign of overfitting
 ``unitrole/<layer>/unit_share/<effect>``               share of the units that, over all classes, ``helps`` or
@@ -20,9 +19,8 @@ best
 ``unitrole/<layer>/ineffectiveness/<split>``           mean over classes and units, nats
 ``unitrole/<layer>/rank_agreement/<split>``            rank correlation of the criterion between halves of the images
 ``unitrole/<layer>/ranking_gap/<split>``               area between the ablation curves, -1 to 1
-``unitrole/<layer>/contribution_gap``                  area between the curve that switches off what contributes least
-and
-                                                       random ones, -1 to 1
+``unitrole/<layer>/contribution_gap``                  area between the curve that switches off what contributes
+                                                       least first and random ones, -1 to 1
 =====================================================  =====================================================
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
