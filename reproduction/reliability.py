@@ -41,6 +41,7 @@ PARTS = ("contribution", "turning_point", "removal", "steps", "images", "effect"
 ORDERS = ("feature_entropy", "taylor", "random")
 """Orders in which units are switched off to find turning points; the random one is the same for both samples."""
 EFFECTS = (0.0, 0.05, 0.1, 0.2)
+SHOWN = {"contribution": "by contribution", "turning_point, feature_entropy": "by turning point"}
 
 Pair = tuple[TensorDataset, TensorDataset]
 RolesOf = Callable[[TensorDataset, TensorDataset], tuple[Tensor, Tensor]]
@@ -87,19 +88,9 @@ def cases(images: common.Images, options: argparse.Namespace, seed: int) -> Iter
         print(f"test {common.evaluate(run.net, run.test)} (loss, accuracy)")
         yield case_of(name, run.net, run.train, options)
     for path in options.weights if "published" in options.networks else []:
-        net, depth = published(path)
+        net, depth = common.published(path)
         train = images.sample("train", 2 * options.images_per_class, seed=seed)
         yield case_of(f"ResNet-{depth}", net, train, options)
-
-
-def published(path: Path) -> tuple[nn.Module, int]:
-    """A CIFAR ResNet out of a file of weights, and its depth."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
-    blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
-    net = common.ResNet(blocks)
-    net.load_state_dict(state)
-    return net.eval().to(common.device()), 6 * blocks + 2
 
 
 def case_of(name: str, net: nn.Module, train: TensorDataset, options: argparse.Namespace) -> Case:
@@ -116,21 +107,19 @@ def start(net: nn.Module, data: TensorDataset, settings: AnalysisOptions) -> Ana
 
 def two_pairs(case: Case, images: common.Images, per_class: int, seed: int) -> tuple[Pair, Pair]:
     """Training and test images, twice, every image different; of each class as many on every side."""
-    test = images.sample("test", 2 * per_class, seed=seed)
-    places, classes = [], range(len(images.names))
-    for data in (case.train, test):
-        labels = data.tensors[1]
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        places.append([order[labels[order] == label] for label in classes])
-    found: list[list[TensorDataset]] = [[], []]
-    for data, at in zip((case.train, test), places, strict=True):
-        for half in range(2):
-            numbers = [min(per_class, *(len(side[label]) // 2 for side in places)) for label in classes]
-            chosen = torch.cat(
-                [at[label][half : 2 * number : 2] for label, number in zip(classes, numbers, strict=True)]
-            )
-            found[half].append(TensorDataset(*data[chosen]))
-    return (found[0][0], found[0][1]), (found[1][0], found[1][1])
+    sides = case.train, images.sample("test", 2 * per_class, seed=seed)
+    orders = [torch.randperm(len(side), generator=torch.Generator().manual_seed(seed)) for side in sides]
+    drawn = {
+        label: [order[side.tensors[1][order] == label] for side, order in zip(sides, orders, strict=True)]
+        for label in range(len(images.names))
+    }
+    numbers = {label: min(per_class, *(len(at) // 2 for at in found)) for label, found in drawn.items()}
+
+    def half(side: int, first: int) -> TensorDataset:
+        chosen = [drawn[label][side][first : 2 * number : 2] for label, number in numbers.items()]
+        return TensorDataset(*sides[side][torch.cat(chosen)])
+
+    return (half(0, 0), half(1, 0)), (half(0, 1), half(1, 1))
 
 
 # Measurements of one sample of images, kept in the cache
@@ -200,11 +189,6 @@ class Bench:
         return torch.load(stored, weights_only=True)
 
 
-def contributions_in(arrays: Mapping[str, Tensor]) -> Contributions:
-    """Contributions as they were stored."""
-    return Contributions.from_arrays(arrays)
-
-
 # How far roles repeat
 
 
@@ -213,10 +197,7 @@ def repeated(pairs: tuple[Pair, Pair], roles_of: RolesOf) -> dict[str, float]:
     (train_a, val_a), (train_b, val_b) = pairs
     real = [roles_of(*pair) for pair in pairs]
     tested = ((real[0][0] != UNDECIDED) & (real[1][0] != UNDECIDED)).all(1)
-    if not bool(tested.any()):
-        real = [(roles[:0], differs[:0]) for roles, differs in real]
-    else:
-        real = [(roles[tested], differs[tested]) for roles, differs in real]
+    real = [(roles[tested], differs[tested]) for roles, differs in real]
     null = {"train": roles_of(train_a, train_b), "test": roles_of(val_a, val_b)}
     roles = torch.stack([one for one, _ in real])
     helps = (roles & UnitRole.VAL_ONLY) > 0
@@ -246,7 +227,7 @@ def by_contribution(
 ) -> dict[str, float]:
     """One row: roles from contributions, or from removal effects."""
     measured = {id(data): bench.contributions(data, steps=steps, removal=removal) for pair in pairs for data in pair}
-    found = {key: contributions_in(arrays) for key, arrays in measured.items()}
+    found = {key: Contributions.from_arrays(arrays) for key, arrays in measured.items()}
 
     def roles_of(train: TensorDataset, val: TensorDataset) -> tuple[Tensor, Tensor]:
         effects = class_effects(found[id(train)], found[id(val)], least=least)
@@ -285,7 +266,7 @@ def same_images(bench: Bench, pairs: tuple[Pair, Pair], steps: int, most: int) -
     """Agreement of "helps on validation images" with that from the most nodes, on the same images."""
     helps = []
     for number in (steps, most):
-        sides = [contributions_in(bench.contributions(data, steps=number)) for data in pairs[0]]
+        sides = [Contributions.from_arrays(bench.contributions(data, steps=number)) for data in pairs[0]]
         helps.append(class_effects(*sides).val == 1)
     return mean(kappa(*helps))
 
@@ -336,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tables.setdefault(table, []).append({"network": case.name, "seed": seed} | row)
                 common.write_csv(options.out / f"reliability{table}.csv", tables[table])
     report(tables)
+    plot(tables.get("", []), options.out / "reliability.png")
 
 
 def measure(
@@ -400,6 +382,23 @@ def report(tables: Mapping[str, Sequence[dict]]) -> None:
             cells = [common.spread([r.get(column, float("nan")) for r in some], COLUMNS[column]) for column in columns]
             table.append([network, layer.removeprefix("net."), value, *cells])
         common.print_table(["network", "layer", study, *columns], table)
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Agreement of both definitions, layer by layer."""
+    places = list(dict.fromkeys((row["network"], row["layer"]) for row in rows))
+    drawn, (axis,) = common.figure(1, width=6.5, height=1.2 + 0.22 * len(places))
+    for (definition, label), color in zip(SHOWN.items(), ("#0072B2", "#D55E00"), strict=True):
+        some = [row for row in rows if row["definition"] == definition]
+        heights = [places.index((row["network"], row["layer"])) for row in some]
+        axis.plot([row["agreement"] for row in some], heights, "o", color=color, label=label, alpha=0.6)
+    axis.set_yticks(range(len(places)), [f"{network}: {layer.removeprefix('net.')}" for network, layer in places])
+    axis.tick_params(axis="y", labelsize=7)
+    axis.invert_yaxis()
+    axis.axvline(0.85, color="#999999", linestyle=":")
+    axis.set_xlabel("agreement of what helps on two samples of images (Cohen's kappa)")
+    axis.legend(fontsize=8, frameon=False)
+    common.save_plot(drawn, path)
 
 
 if __name__ == "__main__":
