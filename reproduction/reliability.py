@@ -202,8 +202,8 @@ def repeated(pairs: tuple[Pair, Pair], roles_of: RolesOf) -> dict[str, float]:
     roles = torch.stack([one for one, _ in real])
     helps = (roles & UnitRole.VAL_ONLY) > 0
     found = {
-        "agreement": mean(kappa(helps[0], helps[1])) if len(helps[0]) else float("nan"),
-        "role_agreement": mean(kappa(roles[0], roles[1])) if len(helps[0]) else float("nan"),
+        "agreement": mean(kappa(helps[0], helps[1])),
+        "role_agreement": mean(kappa(roles[0], roles[1])),
         "helps": mean(helps),
         "train_only": mean(roles == UnitRole.TRAIN_ONLY),
         "val_only": mean(roles == UnitRole.VAL_ONLY),
@@ -213,6 +213,7 @@ def repeated(pairs: tuple[Pair, Pair], roles_of: RolesOf) -> dict[str, float]:
         known = of_side[(of_side != UNDECIDED).all(1)]
         found[f"null_{side}_train_only"] = mean(known == UnitRole.TRAIN_ONLY)
         found[f"null_{side}_val_only"] = mean(known == UnitRole.VAL_ONLY)
+        found[f"null_{side}_one_sided"] = mean((known == UnitRole.TRAIN_ONLY) | (known == UnitRole.VAL_ONLY))
         found[f"null_{side}_differs"] = mean(differs)
     return found
 
@@ -356,10 +357,8 @@ COLUMNS = {
     "train_only": ".3f",
     "val_only": ".3f",
     "differs": ".3f",
-    "null_train_train_only": ".3f",
-    "null_train_val_only": ".3f",
-    "null_test_train_only": ".3f",
-    "null_test_val_only": ".3f",
+    "null_train_one_sided": ".3f",
+    "null_test_one_sided": ".3f",
     "null_train_differs": ".3f",
     "null_test_differs": ".3f",
     "rank_agreement": ".2f",
