@@ -271,7 +271,8 @@ class _OneBatch:
             for node, weight in nodes:
                 gradient = self._gradient(self._fill + node * delta, rows)
                 if gradient is not None:
-                    part += weight * (gradient * delta).sum((2, 3), dtype=torch.float32).to(part.dtype)
+                    precision = torch.promote_types(gradient.dtype, torch.float32)
+                    part += weight * (gradient * delta).sum((2, 3), dtype=precision).to(part.dtype)
             parts.append(part)
         return torch.cat(parts), self._margin - off
 
