@@ -263,7 +263,7 @@ class _OneBatch:
             NoGradientError: if the margin has no gradient.
         """
         off = self._margins_off()
-        parts = []
+        parts, wide = [], torch.promote_types(self.maps.dtype, torch.float32)
         for rows in self._pieces():
             maps = self._some(rows)
             delta = maps - self._fill
@@ -271,8 +271,7 @@ class _OneBatch:
             for node, weight in nodes:
                 gradient = self._gradient(self._fill + node * delta, rows)
                 if gradient is not None:
-                    precision = torch.promote_types(gradient.dtype, torch.float32)
-                    part += weight * (gradient * delta).sum((2, 3), dtype=precision).to(part.dtype)
+                    part += weight * (gradient.to(wide) * delta.to(wide)).sum((2, 3)).to(part.dtype)
             parts.append(part)
         return torch.cat(parts), self._margin - off
 

@@ -210,7 +210,28 @@ def reliability_verdict(agreement: float, images_per_class: int) -> str:
         return f"How reliable the roles are was not measured: there are no two halves of {images} to compare."
     if agreement >= RELIABLE_AGREEMENT:
         return f"The roles are reliable: two halves of {images} agree to {agreement:.2f}."
+    needed = images_needed(agreement, images_per_class)
+    more = "more images" if needed is None else f"about {needed} images a class"
     return (
-        f"The roles are not reliable: two halves of {images} agree only to {agreement:.2f}, less than "
-        f"{RELIABLE_AGREEMENT:g}; use more images."
+        f"There are not enough images to tell the roles: two halves of {images} agree only to {agreement:.2f}, less "
+        f"than {RELIABLE_AGREEMENT:g}; use {more}."
     )
+
+
+def images_needed(agreement: float, images_per_class: int) -> int | None:
+    """Images of each class, about, with which two halves would agree well enough; None where that cannot be told.
+
+    Args:
+        agreement: agreement between two halves of the images.
+        images_per_class: number of images of each class that both halves have together.
+
+    Source: the prophecy formula of Spearman and Brown, 1910, for how agreement grows with the length of a test.
+
+    Example:
+        >>> images_needed(0.4, 20)
+        45
+    """
+    if math.isnan(agreement) or not 0.05 < agreement < 1:
+        return None
+    times = RELIABLE_AGREEMENT * (1 - agreement) / (agreement * (1 - RELIABLE_AGREEMENT))
+    return math.ceil(max(times, 1.0) * images_per_class)

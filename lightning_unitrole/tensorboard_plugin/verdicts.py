@@ -71,8 +71,9 @@ def _area(ablated: Array, accuracy: Array) -> float:
     """Area under an accuracy curve over the share of units that are off, as the package defines it."""
     if len(ablated) < 2 or ablated[-1] == ablated[0]:
         return float(accuracy[0])
-    heights = (accuracy[1:] + accuracy[:-1]) / 2
-    return float((heights * np.diff(ablated)).sum() / (ablated[-1] - ablated[0]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        heights = (accuracy[1:] + accuracy[:-1]) / 2
+        return float((heights * np.diff(ablated)).sum() / (ablated[-1] - ablated[0]))
 
 
 def _finite(value: float) -> float | None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from tensorboard_plugin.conftest import EPOCHS, MARKUP, get, tensorboard, wait_for
 from tensorboard_plugin.page import Page
-from tensorboard_plugin.synthetic import LAYERS, Training, log_epochs, with_undecided
+from tensorboard_plugin.synthetic import LAYERS, Training, log_epochs, log_run, with_undecided
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_unitrole.reports.vocabulary import ROLE_OF, ROLES, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.packing import unpack
-from lightning_unitrole.tensorboard_plugin.summary import write_report
+from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_TAG
+from lightning_unitrole.tensorboard_plugin.summary import _write, write_report
 
 VIEWS = ("overview", "units", "transitions", "entropy", "ablation", "unit", "runs")
 LIGHT = {role.name.lower(): role.light for role in ROLES}
@@ -134,8 +136,6 @@ def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
 
 
 def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
     known = None
     with SummaryWriter(tmp_path / "run") as writer:
         for step in range(3):
@@ -227,6 +227,38 @@ def test_a_reload_shows_what_a_live_run_has_logged_since(driver: Any, tmp_path: 
         wait_for("the fourth analysis", lambda: reloaded() or "analysis 2 of 4" in page.text(".readout"))
         assert page.errors() == []
     epochs.close()
+
+
+def test_what_cannot_be_shown_is_told_in_words(driver: Any, tmp_path: Path) -> None:
+    log_run(tmp_path / "good", Training(LAYERS[:1]), 3)
+    with SummaryWriter(tmp_path / "newer") as writer:
+        _write(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
+    with SummaryWriter(tmp_path / "partly") as writer:
+        training, known = Training(LAYERS[:2], seed=1), None
+        for step in range(3):
+            known = write_report(writer, training.report(step, 3), step=step, known=known)
+        _write(writer, {f"unit_roles/{LAYERS[1].name}/{part}": b"?" for part in ("state", "curves")}, b"", 1000)
+    with tensorboard(tmp_path, runs=2) as address:
+        page = Page(driver, address, run="partly", layer=LAYERS[1].name)
+        assert "newer: The run cannot be shown: a newer version" in page.text(".notice")
+        assert "damaged" not in page.text(".notice")
+        for view in VIEWS:
+            page.show(view=view)
+            assert page.js("return window.unitRoles.message.hidden")
+        assert f"partly · {LAYERS[1].name}: 1 of 4 analyses cannot be shown: the bytes are" in page.text(".notice")
+        assert "analysis 3 of 3" in page.text(".readout")
+        assert page.errors() == []
+
+
+def test_where_no_run_can_be_shown_the_reasons_are(driver: Any, tmp_path: Path) -> None:
+    with SummaryWriter(tmp_path / "newer") as writer:
+        _write(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
+    with tensorboard(tmp_path, runs=0) as address:
+        get(f"{address}/data/plugin/unit_roles/runs")
+        page = Page(driver, address)
+        assert "No run in these logs can be shown" in page.text(".message")
+        assert "update the package" in page.text(".message")
+        assert page.errors() == []
 
 
 def test_an_empty_log_says_what_to_do(driver: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 import { Api } from './api.js';
 import { indexOf } from './derive.js';
 import { choice, h, keepFocus, plural, select, whole } from './dom.js';
-import { buildFrame, emptyState } from './frame.js';
+import { buildFrame, emptyState, notice } from './frame.js';
 import { watchDarkMode, watchReload } from './host.js';
 import { Palette } from './palette.js';
 import { State } from './state.js';
@@ -22,6 +22,7 @@ export class App {
     this.root = root;
     this.api = new Api();
     this.index = [];
+    this.skipped = []; // what of the logs cannot be shown
     this.drawn = new Map();
     this.timings = {}; // milliseconds to draw each view
     this.loads = {}; // the same from the request on
@@ -51,14 +52,16 @@ export class App {
 
   async reload() {
     try {
-      const index = await this.api.runs();
+      const { runs: index, skipped } = await this.api.runs();
       const key = (run) => JSON.stringify(run);
       const before = new Set(this.index.map(key));
       const unchanged = new Set(index.filter((run) => before.has(key(run))).map((run) => run.name));
-      const same = this.index.length === index.length && unchanged.size === index.length && index.length > 0;
+      const asBefore = unchanged.size === index.length && JSON.stringify(skipped) === JSON.stringify(this.skipped);
+      const same = this.index.length === index.length && asBefore && index.length > 0;
       if (same && !this.main.classList.contains('failed')) return;
       this.api.forget(unchanged);
       this.index = index;
+      this.skipped = skipped;
       this.loaded = true;
       await this.refresh();
     } catch (error) {
@@ -124,6 +127,12 @@ export class App {
     return { ...data, roles, units: layer.units };
   }
 
+  // The same with names of layers in the place of their numbers.
+  named(skipped) {
+    const layerOf = (run, layer) => this.index.find(({ name }) => name === run)?.layers[layer]?.name;
+    return skipped.map((each) => ({ ...each, layer: layerOf(each.run, each.layer) }));
+  }
+
   role(code) {
     return roleOf(code);
   }
@@ -143,7 +152,10 @@ export class App {
     if (!this.loaded || !this.palette) return;
     this.token = (this.token || 0) + 1;
     const { token } = this;
-    if (!this.index.length) return this.say(emptyState());
+    if (!this.index.length) {
+      this.notice.replaceChildren();
+      return this.say(emptyState(this.skipped));
+    }
     this.busy = true;
     const asked = performance.now();
     const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
@@ -158,10 +170,11 @@ export class App {
     try {
       const [steps, data] = await Promise.all([this.api.overview(this.run.name), instance.load()]);
       if (token !== this.token) return;
-      if (!steps.steps.length)
-        throw new Error(
-          `no analysis of the run “${this.run.name}” can be read. It may be from another version of the package.`,
-        );
+      this.notice.replaceChildren(...notice([...this.skipped, ...this.named(this.api.skipped())]));
+      if (!steps.steps.length) {
+        const why = steps.info.skipped.join(' ');
+        throw new Error(`there is no analysis of the run “${this.run.name}” to show. ${why}`);
+      }
       this.message.hidden = true;
       this.main.classList.remove('failed');
       this.drawCursor(this.time(steps));

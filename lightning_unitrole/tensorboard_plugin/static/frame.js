@@ -1,5 +1,5 @@
 // What stands around the views: tabs, controls, the bar of the cursor, the list of keys, and what to say without data.
-import { h } from './dom.js';
+import { h, plural } from './dom.js';
 
 const KEYS = [
   ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
@@ -78,7 +78,8 @@ export function buildFrame(app, views) {
       }),
     ]),
   );
-  const main = h('main', {}, message, [...panels.values()]);
+  const notice = h('aside', { role: 'status' });
+  const main = h('main', {}, notice, message, [...panels.values()]);
   const help = h(
     'dialog',
     { class: 'keys', 'aria-label': 'Keys' },
@@ -91,10 +92,27 @@ export function buildFrame(app, views) {
     h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),
   );
   app.root.append(h('header', {}, tabs, controls, cursor), main, help);
-  return { tabs, controls, slider, readout, player, cursor, message, panels, main, help };
+  return { tabs, controls, slider, readout, player, cursor, notice, message, panels, main, help };
 }
 
-export function emptyState() {
+// What of the logs is not shown, and why.
+function reasons(skipped) {
+  const where = ({ run, layer }) => [h('strong', {}, run), layer ? ` · ${layer}` : null, ': '];
+  return h(
+    'ul',
+    {},
+    skipped.map((each) => h('li', {}, where(each), each.reason)),
+  );
+}
+
+export function notice(skipped) {
+  if (!skipped.length) return [];
+  const summary = `${plural(skipped.length, 'thing')} in these logs cannot be shown as logged`;
+  return [h('details', { class: 'notice', open: skipped.length < 4 }, h('summary', {}, summary), reasons(skipped))];
+}
+
+export function emptyState(skipped) {
+  if (skipped.length) return [h('h2', {}, 'No run in these logs can be shown'), reasons(skipped)];
   return [
     h('h2', {}, 'No unit roles in these logs yet'),
     h('p', {}, 'Add the monitor to your trainer; it writes to the TensorBoard logger after each analysed epoch:'),
