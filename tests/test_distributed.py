@@ -7,26 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from lightning_unitrole.reports.report import UnitReport
 
 SCRIPT = Path(__file__).with_name("distributed_validate.py")
+TOLERANCE = {"loss": 1e-6, "contributions": 1e-4}
+"""Of what is computed in other batches and added in another order; everything that is counted must be equal."""
 
 
-def report_of(processes: int, folder: Path) -> UnitReport:
-    path = folder / f"{processes}.npz"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process and two have put their reports."""
+    folder = tmp_path_factory.mktemp("distributed")
     environment = {**os.environ, "PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "MASTER_ADDR": "127.0.0.1"}
-    subprocess.run([sys.executable, SCRIPT, str(processes), path], check=True, env=environment, timeout=300)
-    return UnitReport.load(path)
+    for processes in (1, 2):
+        subprocess.run([sys.executable, SCRIPT, str(processes), folder], check=True, env=environment, timeout=300)
+    return folder
 
 
-def test_two_processes_report_what_one_reports_to_the_last_count(tmp_path: Path) -> None:
-    one, two = report_of(1, tmp_path).state_dict(), report_of(2, tmp_path).state_dict()
+@pytest.mark.parametrize("roles", ["turning_point", "contribution"])
+def test_two_processes_report_what_one_reports_to_the_last_count(folder: Path, roles: str) -> None:
+    one, two = (UnitReport.load(folder / f"{processes}_{roles}.npz").state_dict() for processes in (1, 2))
     assert one["meta"] == two["meta"]
+    assert one["arrays"].keys() == two["arrays"].keys()
     for key, values in one["arrays"].items():
-        # Losses are computed in other batches and added in another order; everything that is counted must be equal.
-        tolerance = 1e-6 if key.endswith("loss") else 0
+        tolerance = max((limit for name, limit in TOLERANCE.items() if name in key), default=0.0)
         torch.testing.assert_close(
             two["arrays"][key],
             values,
@@ -35,3 +42,4 @@ def test_two_processes_report_what_one_reports_to_the_last_count(tmp_path: Path)
             equal_nan=True,
             msg=lambda text, key=key: f"{key}: {text}",
         )
+    assert ("1/effects/val" in one["arrays"]) == (roles == "contribution")

@@ -157,7 +157,8 @@ class Observer:
         sums: dict[str, Tensor] = {}
 
         def take(layer: UnitLayer, maps: Tensor) -> None:
-            sums[layer.name] = sums.get(layer.name, 0) + maps.sum(0, dtype=torch.float32)
+            total = maps.sum(0, dtype=torch.promote_types(maps.dtype, torch.float32))
+            sums[layer.name] = sums.get(layer.name, 0) + total
 
         with UnitTap(self.runner.model, self.layers, take) as tap:
             for images in sample:
