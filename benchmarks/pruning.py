@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_unitrole import UnitPruning, UnitRoleMonitor, load_pruned
 from lightning_unitrole.pruning.coupling import channel_graph
 from lightning_unitrole.pruning.masking import UnitMask
-from lightning_unitrole.pruning.measures import count_macs, count_parameters
+from lightning_unitrole.pruning.network import count_macs, count_parameters
 from lightning_unitrole.pruning.removal import plan_removal, remove
 
 CHOICES = ("evidence", "roles", "feature_entropy", "filter_norm", "mean_activation", "random")

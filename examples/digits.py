@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--every-n-epochs", type=int, default=1, help="analyse every n-th epoch")
-    parser.add_argument("--images-per-class", type=int, default=15)
-    parser.add_argument("--ablation-points", type=int, default=16)
+    parser.add_argument("--images-per-class", type=int, default=30)
+    parser.add_argument("--ablation-points", type=int, default=64)
     parser.add_argument("--log-dir", default="logs")
     arguments = parser.parse_args()
 
@@ -98,7 +98,6 @@ def main() -> None:
         images_per_class=arguments.images_per_class,
         ablation_points=arguments.ablation_points,
         every_n_epochs=arguments.every_n_epochs,
-        compare_criteria="end",
     )
     logger = pl.loggers.TensorBoardLogger(arguments.log_dir, name="digits")
     trainer = pl.Trainer(

@@ -377,7 +377,7 @@ def fit(
             images_per_class=recipe.images_per_class,
             every_n_epochs=recipe.every_n_epochs,
             ablation_points=recipe.ablation_points,
-            compare_criteria="never",
+            roles="turning_point",
         )
         callbacks.append(monitor)
     pl.seed_everything(recipe.seed, verbose=False)

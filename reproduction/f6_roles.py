@@ -14,7 +14,7 @@ from pathlib import Path
 import common
 
 from lightning_unitrole import UnitRole
-from lightning_unitrole.loggers.figures import ROLE_COLORS, ROLE_LABELS
+from lightning_unitrole.reports.vocabulary import ROLE_OF
 
 RANDOM_LABELS = (0.0, 0.4)
 ROLES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
@@ -97,7 +97,7 @@ def movements(rows: Sequence[dict], layer: str, seeds: int) -> list[list[str]]:
             late.append(shares[-1])
             with_gap.append(common.rank_correlation(shares, gap))
         cells = [common.spread(early, ".2f"), common.spread(late, ".2f"), common.spread(with_gap, "+.2f")]
-        table.append([ROLE_LABELS[role], *cells])
+        table.append([ROLE_OF[role].label, *cells])
     return table
 
 
@@ -115,8 +115,8 @@ def plot(rows: Sequence[dict], layers: Sequence[str], path: Path) -> None:
     axes[0].legend(fontsize=8, frameon=False)
     for axis, layer in zip(axes[1:], layers, strict=True):
         shares = [mean(role.name.lower(), layer) for role in ROLES]
-        colors = [ROLE_COLORS[role] for role in ROLES]
-        axis.stackplot(epochs, shares, colors=colors, labels=[ROLE_LABELS[role] for role in ROLES])
+        colors = [ROLE_OF[role].matplotlib for role in ROLES]
+        axis.stackplot(epochs, shares, colors=colors, labels=[ROLE_OF[role].label for role in ROLES])
         axis.set_title(layer, fontsize=10)
         axis.set_ylim(0, 1)
     axes[1].legend(fontsize=7, loc="lower left")

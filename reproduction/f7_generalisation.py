@@ -40,6 +40,7 @@ def describe(run: common.Run, test: TensorDataset, options: argparse.Namespace) 
         test,
         images_per_class=options.images_per_class,
         ablation_points=options.ablation_points,
+        roles="turning_point",
     )
     layer = list(report.layers.values())[-1]
     train = layer.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -47,6 +48,13 @@ def small_net() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(9, 10),
     )
+
+
+def trained_net() -> nn.Sequential:
+    """The same, trained on the first 300 digits: all of them right, and four in five of the next 150."""
+    net = small_net()
+    net.load_state_dict(torch.load(Path(__file__).parent / "data" / "digits_net.pt", weights_only=True))
+    return net
 
 
 class Digits(pl.LightningModule):

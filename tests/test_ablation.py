@@ -29,12 +29,13 @@ from lightning_unitrole.ablation import (
     AblationEngine,
     AblationRequest,
     Replay,
-    ablation_curves,
     cumulative_ablation,
     first_tensor,
+    measure_curves,
 )
-from lightning_unitrole.ablation.tape import record
+from lightning_unitrole.ablation.recorder import record
 from lightning_unitrole.errors import DataError, SettingError, TraceError
+from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.units import UnitLayer, find_unit_layers
 from lightning_unitrole.reports.curves import AblationCurve
@@ -96,7 +97,7 @@ def check(net: nn.Module, layer: UnitLayer, data: Data, numbers: int = 3, **sett
     label = int(data[0][1][0])
     requests = [AblationRequest(order), AblationRequest(order.flip(0), group=label)]
     batches = [(inputs, targets, targets) for inputs, targets in data]
-    engine = AblationEngine(net, layer, lambda: batches, **settings)
+    engine = AblationEngine(Runner(net), layer, lambda: batches, **settings)
     overall, of_class = curves_at(engine, requests, at)
     assert_same(overall, one_after_another(net, layer, order, data, at))
     assert_same(of_class, one_after_another(net, layer, order.flip(0), data, at, label))
@@ -227,7 +228,7 @@ def test_maps_computed_twice_in_a_forward_pass() -> None:
     order = torch.randperm(6)
     with pytest.warns(UserWarning, match="a forward pass computes its maps more than once"):
         curve = curves_at(
-            AblationEngine(net, layer, lambda: data, forward=flipped_too), [AblationRequest(order)], numbers
+            AblationEngine(Runner(net, forward=flipped_too), layer, lambda: data), [AblationRequest(order)], numbers
         )[0]
 
     class Both(nn.Module):
@@ -264,7 +265,9 @@ def test_the_layer_and_what_is_before_it_run_once_a_batch() -> None:
             rows[name] += len(args[0])
 
         net.get_submodule(name).register_forward_pre_hook(count)
-    curves = ablation_curves(net, layer, [AblationRequest(torch.arange(128))], lambda: data, points=16)
+    curves = measure_curves(
+        AblationEngine(Runner(net), layer, lambda: data), [AblationRequest(torch.arange(128))], points=16
+    )
     assert curves[0] is not None
     # Each batch is recorded once, in whatever number of rounds, and checked once on two images.
     assert calls == {"layer1": 3, "layer3": 3}
@@ -282,7 +285,7 @@ def test_memory_bounds_change_nothing(kind: type[nn.Module]) -> None:
     numbers = [torch.arange(7), torch.tensor([0, 3]), torch.tensor([1, 6])]
     reference = None
     for max_memory in (None, 2**24, 2**15, 2**13, 1):
-        engine = AblationEngine(net, layer, lambda: batches, max_memory=max_memory)
+        engine = AblationEngine(Runner(net), layer, lambda: batches, max_memory=max_memory)
         for _ in range(2):  # the second time from whatever recordings were kept
             sums = engine.measure(requests, numbers)
             reference = reference or sums
@@ -301,11 +304,11 @@ def test_pieces_have_the_size_that_memory_allows() -> None:
         return outputs.sum(1), targets
 
     with torch.no_grad():
-        per_row = record(net, net, layer, data[0][0], set()).bytes_per_row
+        per_row = record(Runner(net), layer, data[0][0], set()).bytes_per_row
     request = [AblationRequest(torch.arange(6))]
     for rows, largest in ((1000, 48), (20, 16), (8, 8), (3, 3), (0, 1)):
         sizes.clear()
-        engine = AblationEngine(net, layer, lambda: data, max_memory=2 * per_row * rows + 1, score_fn=score)
+        engine = AblationEngine(Runner(net), layer, lambda: data, max_memory=2 * per_row * rows + 1, score_fn=score)
         engine.measure(request, [torch.arange(1, 7)])
         assert sum(sizes) == 48
         assert max(sizes) == largest
@@ -394,7 +397,7 @@ def test_groups_and_orders_share_one_pass() -> None:
     orders = [torch.randperm(8, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     groups = [None, None, 0, 1, 7]
     requests = [AblationRequest(order, group) for order, group in zip(orders, groups, strict=True)]
-    curves = ablation_curves(net, layer, requests, lambda: [(x, y, y) for x, y in data])
+    curves = measure_curves(AblationEngine(Runner(net), layer, lambda: [(x, y, y) for x, y in data]), requests)
     assert curves[4] is None
     for curve, order, group in zip(curves[:4], orders, groups, strict=False):
         assert curve is not None
@@ -407,16 +410,17 @@ def test_sums_of_several_processes_are_added_before_points_are_refined() -> None
     layer = layers_of(net, data)["block2.conv2"]
     request = [AblationRequest(torch.arange(8))]
     numbers = [torch.arange(9)]
-    other = AblationEngine(net, layer, lambda: data[2:]).measure(request, numbers)[0]
+    other = AblationEngine(Runner(net), layer, lambda: data[2:]).measure(request, numbers)[0]
     seen: list[list[int]] = []
 
-    def reduce(sums: Tensor) -> Tensor:
-        seen.append(list(sums.shape))
-        return sums + other
+    class OneOfTwo(Runner):
+        def total(self, values: Tensor) -> Tensor:
+            seen.append(list(values.shape))
+            return values + other
 
-    together = ablation_curves(net, layer, request, lambda: data[:2], reduce=reduce)[0]
+    together = measure_curves(AblationEngine(OneOfTwo(net), layer, lambda: data[:2]), request)[0]
     assert seen == [[9, 4]]
-    alone = ablation_curves(net, layer, request, lambda: data)[0]
+    alone = measure_curves(AblationEngine(Runner(net), layer, lambda: data), request)[0]
     assert together is not None
     assert alone is not None
     torch.testing.assert_close(together.loss, alone.loss, rtol=0, atol=1e-12)
@@ -576,7 +580,7 @@ class TestBadInput:
         layer = layers_of(self.net, self.data)["conv1"]
         request = [AblationRequest(torch.arange(6), group=1)]
         with pytest.raises(DataError, match="Group 1 is asked for, but the batches have no groups"):
-            ablation_curves(self.net, layer, request, lambda: self.data)
+            measure_curves(AblationEngine(Runner(self.net), layer, lambda: self.data), request)
         short = [(x, y, y[:1]) for x, y in self.data]
         with pytest.raises(DataError, match=r"A batch has 3 images and groups \[1\]; expected \[3\]"):
-            ablation_curves(self.net, layer, request, lambda: short)
+            measure_curves(AblationEngine(Runner(self.net), layer, lambda: short), request)

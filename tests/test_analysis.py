@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_unitrole.ablation import cumulative_ablation
-from lightning_unitrole.analysis.advice import common_quota, shortage
+from lightning_unitrole.analysis.advice import shortage
 from lightning_unitrole.analysis.functions import analyze
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.ranking.criteria import CRITERIA, UnitStatistics
@@ -35,7 +35,9 @@ def trained() -> nn.Module:
 
 
 def run(model: nn.Module, **settings: Any) -> UnitReport:
-    settings = {"images_per_class": 10, "ablation_points": 4, "backend": "torch", "layers": "all", **settings}
+    """With the published roles; the default ones have tests of their own."""
+    quick: dict[str, Any] = {"images_per_class": 10, "ablation_points": 4, "backend": "torch", "layers": "all"}
+    settings = {**quick, "roles": "turning_point", **settings}
     return analyze(model, digits(300), digits(150, start=300), **settings)
 
 
@@ -168,6 +170,7 @@ def test_a_task_of_another_kind_brings_its_own_score() -> None:
         num_classes=1,
         score_fn=score,
         backend="torch",
+        roles="turning_point",
     )
     layer = found.layers["body.0"]
     assert torch.equal(layer.train.curves["least_first"].loss, layer.val.curves["least_first"].loss)
@@ -189,9 +192,11 @@ def test_outputs_that_are_no_logits_are_said() -> None:
         analyze(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()), digits(10), digits(10), backend="torch")
 
 
-def test_no_common_class_is_said() -> None:
+def test_no_common_class_is_said(trained: nn.Module) -> None:
+    images = digits(7).tensors[0]
+    sides = [[(images[:3], torch.zeros(3).long())], [(images[3:], torch.ones(4).long())]]
     with pytest.raises(DataError, match=r"training has 3 images of 1 classes, validation 4 of 1"):
-        common_quota(torch.tensor([3, 0]), torch.tensor([0, 4]))
+        analyze(trained, *sides, backend="torch")
 
 
 def test_shortage_names_five_classes_and_counts_the_rest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,29 +22,22 @@ NAME = "lightning_unitrole"
 
 ORDER = [
     "errors",
-    "results",
+    "reports",
     "topology",
-    "entropy",
-    "criteria",
-    "isolation",
-    "forwards",
-    "tracing",
-    "units",
+    "network",
+    "ranking",
     "data",
     "ablation",
-    "recording",
-    "roles",
-    "pruning",
-    "figures",
-    "tensorboard_plugin",
-    "logs",
     "analysis",
-    "comparison",
-    "live",
-    "progress",
+    "tensorboard_plugin",
+    "loggers",
+    "pruning",
     "callbacks",
 ]
 """Modules and subpackages; each may import only those before it."""
+
+APART = {"loggers", "pruning"}
+"""Two that know nothing of each other; only the callbacks bring them together."""
 
 
 def _sources() -> dict[str, str]:
@@ -93,13 +87,15 @@ def faults(sources: Mapping[str, str], order: list[str]) -> list[str]:
             elif component(name) != component(module):
                 if order.index(component(name)) > order.index(component(module)):
                     found.append(f"{said}, which comes later")
+                elif {component(name), component(module)} == APART:
+                    found.append(f"{said}, which is to be kept apart")
             elif name == f"{NAME}.{component(module)}" and name in modules:
                 found.append(f"{said}, its own package: import from the module that defines it")
     return found
 
 
 def test_every_module_has_its_place() -> None:
-    assert {component(module) for module in MODULES} <= set(ORDER)
+    assert {component(module) for module in MODULES} == set(ORDER)
 
 
 def test_imports_go_one_way() -> None:
@@ -117,18 +113,20 @@ def test_there_is_no_cycle_inside_a_subpackage() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "said"),
     [
-        pytest.param("errors", "from lightning_unitrole.results import X", "which comes later", id="later"),
-        pytest.param("errors", "import lightning_unitrole.results", "which comes later", id="plain import"),
+        pytest.param("errors", "from lightning_unitrole.data import X", "which comes later", id="later"),
+        pytest.param("errors", "import lightning_unitrole.data.probe", "which comes later", id="plain import"),
         pytest.param(
-            "errors", "def f():\n    from lightning_unitrole import results", "which comes later", id="module by name"
+            "errors", "def f():\n    from lightning_unitrole import data", "which comes later", id="module by name"
         ),
         pytest.param(
-            "topology.x", "from lightning_unitrole.logs import X", "which comes later", id="from a subpackage"
+            "topology.x", "from lightning_unitrole.loggers import X", "which comes later", id="from a subpackage"
         ),
         pytest.param(
             "callbacks", "from lightning_unitrole import analyze", "imports lightning_unitrole:", id="package"
         ),
         pytest.param("callbacks", "from .errors import X", "write the whole name", id="relative"),
+        pytest.param("pruning.x", "from lightning_unitrole.loggers.figures import X", "kept apart", id="apart"),
+        pytest.param("loggers.x", "from lightning_unitrole.pruning.report import X", "comes later", id="the other way"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, said: str) -> None:
@@ -142,6 +140,44 @@ def test_a_module_that_imports_from_its_own_subpackage_is_found() -> None:
     assert "its own package" in found
     sources[f"{NAME}.data.x"] = "from lightning_unitrole.data.probe import Probe"
     assert faults(sources, ORDER) == []
+
+
+NOT_DECLARED = {"triton"}
+"""Comes with torch, where torch has a GPU to run it on."""
+
+
+def third_party(source: str) -> set[str]:
+    """Top-level modules that a source imports, at any depth of it, beyond Python's own and the package's."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.append(node.module or "")
+    return {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, NAME}
+
+
+def declared() -> set[str]:
+    """Distributions that users get with the package, or with one of its extras for users, as modules are written."""
+    tomllib = pytest.importorskip("tomllib", reason="Python reads TOML since 3.11")
+    path = Path(__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(one for extra in extras if extra != "test" for one in extras[extra])]
+    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].replace("-", "_").lower() for one in needed}
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    imports = {name for source in SOURCES.values() for name in third_party(source)}
+    assert {"torch", "numba", "werkzeug"} <= imports
+    assert imports - NOT_DECLARED - declared() == set()
+
+
+def test_a_library_that_is_not_declared_is_found() -> None:
+    source = "import os, torch.nn\ndef f():\n    from pandas.api import x\n    import lightning_unitrole.data"
+    assert third_party(source) == {"torch", "pandas"}
+    assert "torch" in declared()
+    assert "pytest" not in declared()
 
 
 HEAVY = {

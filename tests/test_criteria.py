@@ -13,9 +13,8 @@ from torch import Tensor
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.ranking.criteria import (
     CRITERIA,
+    Needs,
     UnitStatistics,
-    needs_activation,
-    needs_gradient,
     rank_overall,
     rank_units,
     resolve_criterion,
@@ -44,6 +43,7 @@ STATISTICS = UnitStatistics(
     activation=_double([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]]),
     positive=_double([[0.75, 0.5, 0.0], [1.0, 0.25, 0.0]]),
     sensitivity=_double([[0.1, 0.3, 0.0], [0.2, 0.0, 0.4]]),
+    contribution=_double([[0.5, -0.25, 0.0], [NAN, 1.0, 2.0]]),
 )
 
 NO_BIRTHS = torch.zeros(3, 1, 3)
@@ -55,6 +55,7 @@ SCORES = {
     "apoz": [[-0.25, -0.5, -1.0], [0.0, -0.75, -1.0]],
     "mean_activation": [[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]],
     "taylor": [[0.1, 0.3, 0.0], [0.2, 0.0, 0.4]],
+    "contribution": [[0.5, -0.25, 0.0], [NAN, 1.0, 2.0]],
     "class_selectivity": [[0.5, 0.0, NAN], [-0.5, 0.0, NAN]],
 }
 
@@ -127,6 +128,7 @@ def test_class_selectivity_of_one_class_survives_broken_maps_in_another() -> Non
         ("apoz", "positive"),
         ("mean_activation", "activation"),
         ("taylor", "sensitivity"),
+        ("contribution", "contribution"),
         ("class_selectivity", "activation"),
     ],
 )
@@ -138,11 +140,14 @@ def test_what_was_not_gathered_is_named(name: str, field: str) -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_say_what_they_need(name: str) -> None:
     """With only what a criterion says that it needs, it works."""
-    kept: dict[str, Any] = {"activation": None, "positive": None, "sensitivity": None}
-    if needs_activation(name):
+    needs = Needs.of([name])
+    kept: dict[str, Any] = {"activation": None, "positive": None, "sensitivity": None, "contribution": None}
+    if needs.activation:
         kept |= {"activation": STATISTICS.activation, "positive": STATISTICS.positive}
-    if needs_gradient(name):
+    if needs.gradient:
         kept["sensitivity"] = STATISTICS.sensitivity
+    if needs.contribution:
+        kept["contribution"] = STATISTICS.contribution
     assert score_units(name, replace(STATISTICS, **kept)).shape == (2, 3)
 
 
@@ -159,8 +164,7 @@ class BySum:
 def test_a_function_of_the_users_own() -> None:
     criterion = BySum(-1)
     assert resolve_criterion(criterion) == ("BySum", criterion)
-    assert needs_activation(criterion)
-    assert not needs_gradient(criterion)
+    assert Needs.of([criterion]) == Needs(activation=True, gradient=False, contribution=False)
     score = score_units(criterion, STATISTICS)
     assert score.dtype == torch.float64
     assert torch.equal(score, torch.full((2, 3), -4.0, dtype=torch.float64))
@@ -168,7 +172,12 @@ def test_a_function_of_the_users_own() -> None:
 
 def test_a_built_in_criterion_may_be_given_as_a_function() -> None:
     assert resolve_criterion(taylor_score) == ("taylor_score", taylor_score)
-    assert needs_gradient(taylor_score)
+    assert Needs.of([taylor_score]) == Needs(activation=False, gradient=True, contribution=False)
+
+
+def test_several_criteria_need_what_any_of_them_needs() -> None:
+    assert Needs.of(["feature_entropy", "random"]) == Needs(activation=False, gradient=False, contribution=False)
+    assert Needs.of(["taylor", "apoz", "contribution"]) == Needs(activation=True, gradient=True, contribution=True)
 
 
 @pytest.mark.parametrize("criterion", ["entropy", 7, ["apoz"]], ids=["name", "number", "list"])

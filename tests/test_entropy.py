@@ -168,7 +168,7 @@ TWO_PROCESSES = """
 import sys
 import torch
 import torch.distributed
-from lightning_unitrole.entropy import FeatureEntropy
+from lightning_unitrole.ranking.entropy import FeatureEntropy
 
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

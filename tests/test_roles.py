@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_unitrole.reports.roles import (
-    NO_ROLE,
     UnitRole,
     assign_roles,
     effective_set,
     role_transitions,
     summarize_roles,
 )
+from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
 
 BOTH, TRAIN, VAL, NEITHER = UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER
 
@@ -56,14 +56,20 @@ def test_summary(column: list[int], summary: int) -> None:
 
 
 def test_transitions_by_hand() -> None:
-    before = torch.tensor([[BOTH, BOTH, TRAIN, NEITHER, NO_ROLE], [VAL] * 5], dtype=torch.uint8)
-    after = torch.tensor([[BOTH, TRAIN, NEITHER, NEITHER, BOTH], [NO_ROLE] * 5], dtype=torch.uint8)
+    before = torch.tensor(
+        [[BOTH, BOTH, TRAIN, NEITHER, NO_ROLE], [VAL] * 5, [UNDECIDED, BOTH, UNDECIDED, NO_ROLE, UNDECIDED]],
+        dtype=torch.uint8,
+    )
+    after = torch.tensor(
+        [[BOTH, TRAIN, NEITHER, NEITHER, BOTH], [NO_ROLE] * 5, [BOTH, UNDECIDED, UNDECIDED, UNDECIDED, NO_ROLE]],
+        dtype=torch.uint8,
+    )
     expected = torch.zeros(4, 4, dtype=torch.int64)
     expected[BOTH, BOTH] = expected[BOTH, TRAIN] = expected[TRAIN, NEITHER] = expected[NEITHER, NEITHER] = 1
     assert torch.equal(role_transitions(before, after), expected)
 
 
-pairs = st.lists(st.tuples(*[st.sampled_from([0, 1, 2, 3, NO_ROLE])] * 2), min_size=1, max_size=20)
+pairs = st.lists(st.tuples(*[st.sampled_from([0, 1, 2, 3, UNDECIDED, NO_ROLE])] * 2), min_size=1, max_size=20)
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,6 +77,6 @@ pairs = st.lists(st.tuples(*[st.sampled_from([0, 1, 2, 3, NO_ROLE])] * 2), min_s
 def test_transitions_relations(found: list[tuple[int, int]]) -> None:
     before, after = torch.tensor(found, dtype=torch.uint8).T.unsqueeze(1)
     transitions = role_transitions(before, after)
-    assert int(transitions.sum()) == sum(NO_ROLE not in pair for pair in found)
+    assert int(transitions.sum()) == sum(max(pair) <= BOTH for pair in found)
     assert torch.equal(transitions.T, role_transitions(after, before))
-    assert int(transitions.diagonal().sum()) == sum(one == other != NO_ROLE for one, other in found)
+    assert int(transitions.diagonal().sum()) == sum(one == other <= BOTH for one, other in found)

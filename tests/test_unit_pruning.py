@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from support import Digits, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer
+from support import Digits, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer, trained_net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -62,6 +62,13 @@ def seeded() -> Digits:
     return Digits()
 
 
+def trained() -> Digits:
+    """Far better than chance, whatever the processor."""
+    model = seeded()
+    model.net = trained_net()
+    return model
+
+
 def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -87,16 +94,13 @@ class Crash(pl.Callback):
 @pytest.mark.parametrize("mode", ["remove", "mask"])
 @pytest.mark.parametrize("choose_by", ["evidence", "roles", "feature_entropy", "filter_norm"])
 def test_the_amount_is_reached(mode: str, choose_by: str) -> None:
-    model, callback = (
-        seeded(),
-        pruning(mode=mode, choose_by=choose_by, start_epoch=5, monitor=monitor(images_per_class=13)),
-    )
-    fit(model, callback, max_epochs=7)
+    model, callback = trained(), pruning(mode=mode, choose_by=choose_by, monitor=monitor(images_per_class=13))
+    fit(model, callback, max_epochs=2)
     report = callback.report
     assert report is not None
     assert report.after.macs <= 0.6 * report.before.macs
     assert sum(report.widths.values()) == report.after.units < report.before.units
-    assert [step.epoch for step in report.steps] == [5]
+    assert [step.epoch for step in report.steps] == [1]
     assert sum(map(len, report.steps[0].units.values())) == report.before.units - report.after.units
     if mode == "remove":
         assert num_parameters(model) == report.after.parameters
@@ -126,9 +130,9 @@ def test_pruning_is_put_off_while_the_network_knows_nothing(settings: dict[str, 
 def test_a_limit_alone_prunes_what_the_curves_allow() -> None:
     parameters = []
     for drop in (0.0, 0.2):
-        model = seeded()
+        model = trained()
         watching = monitor(images_per_class=13)
-        fit(model, UnitPruning(max_accuracy_drop=drop, start_epoch=6, monitor=watching), max_epochs=7)
+        fit(model, UnitPruning(max_accuracy_drop=drop, start_epoch=0, monitor=watching), max_epochs=1)
         parameters.append(num_parameters(model))
     assert num_parameters(Digits()) >= parameters[0] > parameters[1]
 
@@ -280,11 +284,11 @@ def test_two_processes_end_with_the_same_network(mode: str, tmp_path: Path) -> N
     ],
 )
 def test_training_goes_on(settings: dict[str, Any]) -> None:
-    model, callback = seeded(), pruning()
+    model, callback = trained(), pruning()
     trainer = fit(model, callback, max_epochs=3, **settings)
     assert callback.report is not None
     assert len(callback.report.steps) == 1
-    assert float(trainer.callback_metrics["val_loss"]) < 2.3
+    assert float(trainer.callback_metrics["val_accuracy"]) > 0.2  # right after pruning it is near chance, 0.1
     held = {id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]}
     assert held == {id(parameter) for parameter in model.parameters()}
 

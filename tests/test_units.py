@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 
 from lightning_unitrole.errors import SettingError, TraceError
+from lightning_unitrole.network.isolation import undisturbed
 from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.units import FoundUnits, UnitLayer, find_unit_layers, select_layers
 
@@ -509,6 +510,27 @@ def test_a_scripted_model_has_no_layers() -> None:
     scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images(size=8))
     with pytest.raises(SettingError, match="No two-dimensional convolution ran in Python"):
         select_layers(find(scripted, images(size=8)), "all")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_model_is_left_as_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return x
+
+    scripted = torch.jit.trace(nn.Sequential(Counting(), nn.BatchNorm2d(3)).eval(), images(size=8)).train()
+    before = {name: values.clone() for name, values in scripted.named_buffers()}
+    with undisturbed(scripted):
+        scripted(images(size=8))
+    assert scripted.training
+    for name, values in scripted.named_buffers():
+        assert torch.equal(values, before[name]), name
 
 
 def test_layers_can_be_pickled() -> None:

@@ -30,8 +30,8 @@ from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.significance import rank_correlation
 
-TRIED_UNITS = 16
-"""Units whose removal effect is measured to see how well contributions predict it."""
+TRIED_UNITS, TRIED_IMAGES = 16, 16
+"""Units whose removal effect is measured to see how well contributions predict it, and images of all processes."""
 
 Run = Callable[[Tensor, "Tensor | None"], Any]
 """From maps ``[M, U, H, W]`` in the place of a layer's, and rows ``[M]`` of the batch, to the model's outputs."""
@@ -39,6 +39,11 @@ Run = Callable[[Tensor, "Tensor | None"], Any]
 
 class NoGradientError(Exception):
     """The margin cannot be differentiated with respect to the maps; the message says why."""
+
+
+def tried_units(num_units: int) -> list[int]:
+    """Units of a layer, spread evenly, whose removal effect is measured."""
+    return torch.linspace(0, num_units - 1, min(TRIED_UNITS, num_units)).round().long().tolist()
 
 
 def gauss_legendre(steps: int) -> list[tuple[float, float]]:
@@ -71,7 +76,6 @@ class Attribution:
         removal: measure the removal effect of every unit too.
 
     Attributes:
-        predictions: rank correlation of contribution and removal effect over some units on the first batch, by layer.
         left_out: number of (image, layer) pairs left out because a margin or a contribution was not finite.
     """
 
@@ -87,16 +91,21 @@ class Attribution:
         removal: bool = False,
     ) -> None:
         self.runner, self.layers, self.steps = runner, list(layers), steps
-        self.predictions: dict[str, float] = {}
         self.left_out = 0
         self._score_fn = score_fn
         self._fills = fills or {}
         self._nodes = gauss_legendre(steps)
         self._sums = {layer.name: _Sums(num_classes, layer.num_units, runner.device) for layer in layers}
         self._removal = {layer.name: _Sums(num_classes, layer.num_units, runner.device) for layer in layers if removal}
+        # Sums over images of the contributions and of the removal effects of some units.
+        self._tried = {
+            name: sums.by_image.new_zeros(2, len(tried_units(sums.num_units))) for name, sums in self._sums.items()
+        }
+        self._seen = 0
         self._copies: dict[str, set[tuple[int, int]]] = {layer.name: set() for layer in layers}
         self._levels: dict[tuple[str, int], Replay] = {}
         self._without_gradient: dict[str, str] = {}
+        self._warned: set[str] = set()
         self._piece = Memory.of(runner.device).piece // (8 if runner.device.type == "cuda" else 1)
 
     def add(self, images: Images, on_maps: Callable[[UnitLayer, Tensor], None] | None = None) -> None:
@@ -117,6 +126,7 @@ class Attribution:
                 if on_maps is not None:
                     on_maps(layer, one.maps)
                 self._add(layer, one, images)
+        self._seen += len(images.groups)
 
     def _add(self, layer: UnitLayer, one: _OneBatch, images: Images) -> None:
         contributions, whole = self._contributions(layer, one)
@@ -126,11 +136,13 @@ class Attribution:
         if layer.name in self._removal:
             effects = one.removal_effects(range(layer.num_units))
             self._removal[layer.name].add(images, effects, torch.zeros_like(whole), usable)
-        if layer.name not in self.predictions:
-            tried = torch.linspace(0, layer.num_units - 1, min(TRIED_UNITS, layer.num_units)).round().long().tolist()
-            effect = one.removal_effects(tried)[usable].mean(0)[tried]
-            predicted = contributions[usable].mean(0)[tried]
-            self.predictions[layer.name] = float(rank_correlation(predicted.cpu(), effect.cpu()))
+        # Of all processes together the first images, however they are dealt out.
+        first = -(-(TRIED_IMAGES - self.runner.shard) // self.runner.shards) - self._seen
+        if first > 0:
+            tried = tried_units(layer.num_units)
+            removed = one.removal_effects(tried, first)
+            for total, values in zip(self._tried[layer.name], (contributions, removed), strict=True):
+                total += values[:first][usable[:first]][:, tried].sum(0)
 
     def _contributions(self, layer: UnitLayer, one: _OneBatch) -> tuple[Tensor, Tensor]:
         if layer.name not in self._without_gradient:
@@ -152,6 +164,11 @@ class Attribution:
             for name, sums in self._sums.items()
         }
 
+    def predictions(self) -> dict[str, float]:
+        """How well contributions predict what removing a unit does: rank correlation over some units, by layer."""
+        totals = {name: self.runner.total(total).cpu() for name, total in self._tried.items()}
+        return {name: float(rank_correlation(*total)) for name, total in totals.items()}
+
     def removal_results(self) -> dict[str, Contributions]:
         """The removal effects, by layer; empty unless they were asked for."""
         return {name: sums.total(self.runner, 0) for name, sums in self._removal.items()}
@@ -166,6 +183,16 @@ class Attribution:
             )
         return self._levels[key]
 
+    def warn_unreplayable(self, layer: UnitLayer, reason: str) -> None:
+        """Say, once for each layer, that the whole model has to run for each step."""
+        if layer.name not in self._warned:
+            self._warned.add(layer.name)
+            warnings.warn(
+                f"Layer {layer.name!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs "
+                "for every step of its contributions instead: slower, with the same result.",
+                stacklevel=2,
+            )
+
 
 class _OneBatch:
     """One layer and one batch: its maps, and how to run what lies behind them."""
@@ -177,14 +204,20 @@ class _OneBatch:
         self._score_fn = owner._score_fn
         tape = None if isinstance(recorded, UnreplayableError) else recorded
         level = Replay.NONE if tape is None else owner.level(layer, tape, images.inputs)
+        if level is Replay.NONE:
+            owner.warn_unreplayable(
+                layer, str(recorded) if tape is None else "a replay gives other outputs than the whole model"
+            )
         self._tape = None if level is Replay.NONE else tape
         if self._tape is not None:
             self.maps, outputs = self._tape.maps, self._tape.outputs
             rows = max(owner._piece // self._tape.bytes_per_row, 1)
             self._piece = rows if level is Replay.ANY_ROWS else len(self.maps)
+            self._apart = level is Replay.ANY_ROWS
+            self._one_suffices = self._apart and not self._tape.reads_images
         else:
             self.maps, outputs = self._caught()
-            self._piece = len(self.maps)
+            self._piece, self._apart, self._one_suffices = len(self.maps), False, False
         fill = owner._fills.get(layer.name)
         self._fill = torch.zeros_like(self.maps[:1]) if fill is None else fill.to(self.maps).unsqueeze(0)
         if self._score_fn is None:
@@ -229,8 +262,8 @@ class _OneBatch:
         Raises:
             NoGradientError: if the margin has no gradient.
         """
-        off = self._margins_of(lambda rows: self._fill.expand_as(self._some(rows)).clone())
-        parts = []
+        off = self._margins_off()
+        parts, wide = [], torch.promote_types(self.maps.dtype, torch.float32)
         for rows in self._pieces():
             maps = self._some(rows)
             delta = maps - self._fill
@@ -238,9 +271,17 @@ class _OneBatch:
             for node, weight in nodes:
                 gradient = self._gradient(self._fill + node * delta, rows)
                 if gradient is not None:
-                    part += weight * (gradient * delta).sum((2, 3), dtype=torch.float32).to(part.dtype)
+                    part += weight * (gradient.to(wide) * delta.to(wide)).sum((2, 3)).to(part.dtype)
             parts.append(part)
         return torch.cat(parts), self._margin - off
+
+    def _margins_off(self) -> Tensor:
+        """``[B]`` margins with the whole layer off; of one image where what lies behind sees nothing of the others."""
+        if self._one_suffices:
+            outputs = self._run(self._fill.clone(), torch.zeros(1, dtype=torch.int64, device=self.maps.device))
+            outputs = map_tensors(outputs, lambda tensor: tensor.expand(len(self.maps), *tensor.shape[1:]))
+            return self._margins(outputs, None)
+        return self._margins_of(lambda rows: self._fill.expand_as(self._some(rows)).clone())
 
     def _gradient(self, maps: Tensor, rows: Tensor | None) -> Tensor | None:
         """Gradient of the sum of the margins; None where the outputs do not depend on the maps at all."""
@@ -278,14 +319,25 @@ class _OneBatch:
         off = off if rows is None or len(off) == 1 else off[rows]
         return torch.where(off[:, :, None, None], self._fill, self._some(rows))
 
-    def removal_effects(self, units: Sequence[int]) -> Tensor:
-        """``[B, U]`` what the margin loses when single units are switched off; NaN for units that are not tried."""
+    def removal_effects(self, units: Sequence[int], first: int | None = None) -> Tensor:
+        """``[B, U]`` what the margin loses when single units are switched off; NaN for units that are not tried.
+
+        Args:
+            units: the units to try.
+            first: try them on so many images, the first ones, where the recording can be taken apart; None for all.
+        """
         size, width = self.maps.shape[:2]
         effects = torch.full((size, width), torch.nan, dtype=self._margin.dtype, device=self._margin.device)
         for unit in units:
             off = torch.zeros(1, width, dtype=torch.bool, device=self.maps.device)
             off[0, unit] = True
-            effects[:, unit] = self._margin - self._margins_of(partial(self._without, off))
+            if first is not None and first < size and self._apart:
+                rows = torch.arange(first, device=self.maps.device)
+                effects[:first, unit] = self._margin[:first] - self._margins(
+                    self._run(self._without(off, rows), rows), rows
+                )
+            else:
+                effects[:, unit] = self._margin - self._margins_of(partial(self._without, off))
         return effects
 
 
@@ -293,7 +345,7 @@ class _Sums:
     """Sums of one layer over images, by half, class and unit."""
 
     def __init__(self, num_classes: int, num_units: int, device: torch.device) -> None:
-        self.num_classes = num_classes
+        self.num_classes, self.num_units = num_classes, num_units
         dtype = torch.float32 if device.type == "mps" else torch.float64
         with torch.inference_mode(False):
             self.images = torch.zeros(2 * num_classes, dtype=torch.int64, device=device)

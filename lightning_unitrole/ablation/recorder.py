@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -79,64 +78,117 @@ def record_all(
     """
     while True:
         inputs_now = map_tensors(inputs, torch.clone)
-        recorders = {layer.name: Recorder(inputs_now, copies[layer.name]) for layer in layers}
-        with ExitStack() as stack:
-            for recorder in recorders.values():
-                stack.enter_context(recorder)
-            stack.enter_context(UnitTap(runner.model, layers, partial(_tapped, recorders)))
+        recorder = _Recorder(inputs_now, {layer.name: copies[layer.name] for layer in layers})
+        with recorder, UnitTap(runner.model, layers, recorder.tapped):
             outputs = runner.forward(inputs_now)
-        for layer in layers:
-            if recorders[layer.name].maps is None:
+        tracks = [recorder.tracks[layer.name] for layer in layers]
+        for layer, track in zip(layers, tracks, strict=True):
+            if track.maps is None:
                 raise TraceError(
                     f"Layer {layer.name!r}: the forward pass did not reach its maps ({layer.site}). Find the layers "
                     "again with the same forward function."
                 )
-        stale = [recorder.find_stale() for recorder in recorders.values()]
+        stale = [track.find_stale() for track in tracks]
         if not any(stale):
-            return [recorders[layer.name].finish(outputs) for layer in layers]
+            return [track.finish(outputs) for track in tracks]
 
 
-def _tapped(recorders: Mapping[str, Recorder], layer: UnitLayer, maps: Tensor) -> Tensor:
-    return recorders[layer.name].tapped(maps)
+class _Recorder(TorchFunctionMode):
+    """Sees every torch function of a forward pass, and lets the track of each layer write down what is its own."""
 
-
-class Recorder(TorchFunctionMode):
-    """Writes down what depends on the maps of one layer while a forward pass runs."""
-
-    def __init__(self, inputs: Any, copies: set[tuple[int, int]]) -> None:
+    def __init__(self, inputs: Any, copies: Mapping[str, set[tuple[int, int]]]) -> None:
         super().__init__()
+        self.num_rows = batch_size(inputs)
+        # Only a tensor that derives from the inputs can have the batch as its first dimension.
+        self.derived: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        for tensor in tensors_in(inputs):
+            self.derived[tensor] = True
+        # Copies that the pass goes on with, each with the track of its layer and the maps that it is a copy of.
+        self.copies_of_maps: MutableMapping[Tensor, tuple[_Track, Tensor]] = WeakTensorKeyDictionary()
+        self.tracks = {name: _Track(self, of_layer) for name, of_layer in copies.items()}
+
+    def tapped(self, layer: UnitLayer, maps: Tensor) -> Tensor:
+        """Take the maps of a layer, and give what the pass goes on with in their place."""
+        track = self.tracks[layer.name]
+        if track.maps is not None:
+            track.failure = UnreplayableError("a forward pass computes its maps more than once")
+            return maps
+        with torch._C.DisableTorchFunction():
+            track.maps = maps.clone()
+        # The pass goes on with a copy of its own: whatever else holds or shares the memory of the maps is not ablated.
+        # The tracks of earlier layers see the copy being made.
+        passed_on = maps.clone()
+        track.numbers[passed_on] = 0
+        self.copies_of_maps[passed_on] = track, maps
+        return passed_on
+
+    def __torch_function__(
+        self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function_name(function)
+        if name == "copy_" and len(args) > 1 and args[1] in self.copies_of_maps:
+            track, maps = self.copies_of_maps[args[1]]
+            if args[0] is maps:
+                # After an activation in place the pass goes on with the maps themselves. Nothing changes in value, and
+                # a write that is repeated would stand in the way of gradients.
+                track.numbers[maps] = 0
+                return maps
+        operands = [*tensors_in(args), *tensors_in(kwargs)]
+        depending = [track for track in self.tracks.values() if track.depends_on(operands)]
+        if depending and name == "__iter__":
+            return iter(self.__torch_function__(torch.unbind, (), args))
+        pending = [(track, track.before(name, function, args, kwargs, operands)) for track in depending]
+        result = function(*args, **kwargs)
+        for track, call in pending:
+            if call is not None:
+                track.after(call, name, result, operands)
+        if any(tensor in self.derived for tensor in operands) or next(leaves((args, kwargs), Rows), None) is not None:
+            changed = args[0] if name == "__setitem__" else result
+            for tensor in tensors_in(changed):
+                self.derived[tensor] = True
+            return self._with_rows(result, args, kwargs)
+        return result
+
+    def _with_rows(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A shape, or its first entry, in which the number of images is marked as such."""
+        shape = args[0].shape if args and isinstance(args[0], Tensor) else ()
+        if shape[:1] != (self.num_rows,):
+            return result
+        if type(result) is torch.Size and result == shape:
+            return torch.Size((Rows(result[0]), *result[1:]))
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        return Rows(result) if type(result) is int and dim in (0, -len(shape)) else result
+
+
+@dataclass
+class _Pending:
+    """A call that is about to be made: how it will be repeated, and the versions of its operands before it."""
+
+    call: Call
+    versions: list[int]
+    overwrites: Tensor | None = None
+
+
+class _Track:
+    """What depends on the maps of one layer."""
+
+    def __init__(self, recorder: _Recorder, copies: set[tuple[int, int]]) -> None:
+        self.recorder = recorder
         self.copies = copies
         self.calls: list[Call] = []
         self.constants: dict[int, Constant] = {}
         self.places: dict[tuple[int, int], Constant] = {}
         self.sizes: dict[int, int] = {}
         self.maps: Tensor | None = None
-        self.num_rows = batch_size(inputs)
         self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self.next_number = 1
         self.step = 0
         # State of a tensor (identity, version) to its number; holding the tensor keeps its identity from being reused.
         self.shared: dict[tuple[int, int], tuple[int, Tensor]] = {}
-        # Only a tensor that derives from the inputs can have the batch as its first dimension.
-        self.derived: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
-        for tensor in tensors_in(inputs):
-            self.derived[tensor] = True
         # Storage that a recorded call wrote into through a tensor that did not depend on the maps before.
         self.overwritten: dict[int, Tensor] = {}
         self.failure: UnreplayableError | None = None
-
-    def tapped(self, maps: Tensor) -> Tensor:
-        """Take the layer's maps, and give what the pass goes on with in their place."""
-        if self.maps is not None:
-            self.failure = self.failure or UnreplayableError("a forward pass computes its maps more than once")
-            return maps
-        with torch._C.DisableTorchFunction():
-            self.maps = maps.clone()
-        # The pass goes on with a copy of its own: whatever else holds or shares the memory of the maps is not ablated.
-        # Recorders of earlier layers see the copy being made.
-        passed_on = maps.clone()
-        self.numbers[passed_on] = 0
-        return passed_on
 
     def find_stale(self) -> bool:
         """Whether a tensor was overwritten after it was recorded; the next pass will copy it."""
@@ -159,54 +211,54 @@ class Recorder(TorchFunctionMode):
                 return error
         return self.failure
 
-    def __torch_function__(
-        self, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        operands = [*tensors_in(args), *tensors_in(kwargs)]
-        if self.failure is None:
-            try:
-                if self.maps is not None and any(tensor in self.numbers for tensor in operands):
-                    return self._record(function, args, kwargs, operands)
-                self._check_overwritten(operands)
-            except UnreplayableError as error:
-                self.failure = error
-        result = function(*args, **kwargs)
-        if any(tensor in self.derived for tensor in operands) or next(leaves((args, kwargs), Rows), None) is not None:
-            changed = args[0] if function_name(function) == "__setitem__" else result
-            for tensor in tensors_in(changed):
-                self.derived[tensor] = True
-            return self._with_rows(result, args, kwargs)
-        return result
+    def depends_on(self, operands: list[Tensor]) -> bool:
+        """Whether a call with these operands is one to repeat."""
+        if self.failure is not None or self.maps is None:
+            return False
+        if any(tensor in self.numbers for tensor in operands):
+            return True
+        try:
+            self._check_overwritten(operands)
+        except UnreplayableError as error:
+            self.failure = error
+        return False
 
-    def _with_rows(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A shape, or its first entry, in which the number of images is marked as such."""
-        shape = args[0].shape if args and isinstance(args[0], Tensor) else ()
-        if shape[:1] != (self.num_rows,):
-            return result
-        if type(result) is torch.Size and result == shape:
-            return torch.Size((Rows(result[0]), *result[1:]))
-        dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        return Rows(result) if type(result) is int and dim in (0, -len(shape)) else result
+    def before(
+        self, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tensor]
+    ) -> _Pending | None:
+        """Note the arguments of a call before it is made; None where that shows that it cannot be repeated."""
+        versions = [version_of(tensor) for tensor in operands]
+        try:
+            if name == "copy_" and args[0] not in self.numbers and args[0].shape == args[1].shape:
+                # Without the old values of the target, which nobody will read.
+                target, source = args
+                autocast = autocast_state(target.device.type)
+                call = Call(torch.Tensor.to, (self.references(source), target.dtype), {"copy": True}, autocast)
+                return _Pending(call, versions, target)
+            self.step += 1
+            recorded, named = self.references((args, kwargs))
+        except UnreplayableError as error:
+            self.failure = error
+            return None
+        return _Pending(Call(function, recorded, named, autocast_state(operands[0].device.type)), versions)
 
-    def _record(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[Tensor]) -> Any:
-        name = function_name(function)
-        if name == "__iter__":
-            return iter(self.__torch_function__(torch.unbind, (), args))
-        if name == "copy_" and args[0] not in self.numbers and args[0].shape == args[1].shape:
-            return self._record_overwriting(args[0], args[1])
-        self.step += 1
-        before = [version_of(tensor) for tensor in operands]
-        recorded, named = self.references((args, kwargs))
-        call = Call(function, recorded, named, autocast_state(operands[0].device.type))
-        result = function(*args, **kwargs)
+    def after(self, pending: _Pending, name: str, result: Any, operands: list[Tensor]) -> None:
+        """Record a call that was made."""
+        call, target = pending.call, pending.overwrites
+        if target is not None:
+            number = self._new_number(target.nbytes)
+            call.outputs = [number]
+            self.calls.append(call)
+            self._take_over(target, number)
+            return
         outputs = list(tensors_in(result))
         if not outputs and name in _METADATA:
-            return self._with_rows(result, args, kwargs)
-        written = [tensor for tensor, version in zip(operands, before, strict=True) if version_of(tensor) != version]
+            return
+        changes = zip(operands, pending.versions, strict=True)
+        written = [tensor for tensor, version in changes if version_of(tensor) != version]
         if not outputs and not written:
             self.failure = UnreplayableError(f"the forward pass reads values that depend on it into Python ({name})")
-            return result
+            return
         numbers = [number for number in indices_in([*call.args, call.kwargs]) if number != ROWS.index]
         for tensor, number in zip(operands, numbers, strict=True):
             if tensor not in self.numbers and any(tensor is other for other in written):
@@ -215,21 +267,6 @@ class Recorder(TorchFunctionMode):
                 self._take_over(tensor, number)
         call.outputs = [self._number(tensor) for tensor in outputs]
         self.calls.append(call)
-        return result
-
-    def _record_overwriting(self, target: Tensor, source: Tensor) -> Tensor:
-        """Record ``target.copy_(source)`` without the old values of ``target``, which nobody will read."""
-        number = self._new_number(target.nbytes)
-        call = Call(
-            torch.Tensor.to,
-            (self.references(source), target.dtype),
-            {"copy": True},
-            autocast_state(target.device.type),
-        )
-        call.outputs = [number]
-        self.calls.append(call)
-        self._take_over(target, number)
-        return target.copy_(source)
 
     def _take_over(self, tensor: Tensor, number: int) -> None:
         self.numbers[tensor] = number
@@ -249,7 +286,8 @@ class Recorder(TorchFunctionMode):
         place, state = (self.step, position), (id(tensor), version_of(tensor))
         if state not in self.shared:
             copied = tensor.clone() if place in self.copies else tensor
-            rows = tensor in self.derived and tensor.dim() > 0 and tensor.shape[0] == self.num_rows
+            recorder = self.recorder
+            rows = tensor in recorder.derived and tensor.dim() > 0 and tensor.shape[0] == recorder.num_rows
             constant = Constant(copied, version_of(copied), rows)
             number = self._new_number(0)
             self.constants[number] = self.places[place] = constant

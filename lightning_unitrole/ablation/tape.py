@@ -109,6 +109,11 @@ class Tape:
         """Number ``B`` of images of the batch."""
         return len(self.maps)
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether a replay reads something of each image besides its maps, as behind a residual connection."""
+        return any(constant.rows for constant in self._constants.values())
+
     def replay(self, off: Tensor, rows: Tensor | None = None, *, fill: Tensor | None = None) -> Any:
         """Outputs of the model with units switched off.
 

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
-
-MARGIN = 0.05
-"""By how much a ranking gap must exceed that of random orders to say something: random orders differ by this much."""
+from lightning_unitrole.reports.vocabulary import RELIABLE_AGREEMENT, ranking_is_informative, reliability_verdict
 
 
 def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[str]) -> str | None:
@@ -53,12 +51,38 @@ def non_finite_maps(report: UnitReport) -> str | None:
     )
 
 
+def left_out_images(report: UnitReport) -> str | None:
+    """What to tell the user where contributions of images were not finite; None where all were."""
+    found = []
+    for layer in report.layers.values():
+        for split in (layer.train, layer.val):
+            if split.contributions is not None:
+                missing = int(split.images.sum()) - int(split.contributions.images.sum())
+                found += [f"{layer.name!r} ({missing} of {int(split.images.sum())})"] if missing else []
+    if not found:
+        return None
+    return (
+        "Images whose margin or contributions are NaN or infinite were left out of the roles, in "
+        f"{', '.join(found)}. Look for an overflow in the network's outputs."
+    )
+
+
+def unreliable_roles(report: UnitReport) -> str | None:
+    """What to tell the user of layers whose roles would hardly repeat on other images; None where there are none."""
+    found = [
+        f"{name!r}: {reliability_verdict(layer.agreement, int(layer.val.images.max()))}"
+        for name, layer in report.layers.items()
+        if layer.agreement < RELIABLE_AGREEMENT
+    ]
+    return " ".join(found) or None
+
+
 def misleading_layers(report: UnitReport) -> list[str]:
-    """Layers whose ranking gap on validation images is not above what a random order gets by :data:`MARGIN`."""
+    """Layers whose ranking of validation images is not clearly better than a random order."""
     return [
         name
         for name, layer in report.layers.items()
-        if layer.val.curves and not layer.val.ranking_gap > layer.val.random_gap + MARGIN
+        if layer.val.curves and not ranking_is_informative(layer.val.ranking_gap, layer.val.random_gap)
     ]
 
 

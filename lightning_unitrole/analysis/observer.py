@@ -116,7 +116,7 @@ class Observer:
                             gradients.add(images)
                         for _ in range(len(images.groups)):
                             advance()
-        found = attribution.results() if contributions else {}
+        found, predictions = (attribution.results(), attribution.predictions()) if contributions else ({}, {})
         removed = attribution.removal_results()
         measured = {}
         for layer in self.layers:
@@ -129,7 +129,7 @@ class Observer:
                     whole.with_contribution(parts),
                     [half.with_contribution(parts.half(index)) for index, half in enumerate(halves)],
                 )
-            prediction = attribution.predictions.get(name, math.nan)
+            prediction = predictions.get(name, math.nan)
             measured[name] = Measured(
                 whole, (halves[0], halves[1]), parts, removed.get(name), prediction, fills.get(name)
             )

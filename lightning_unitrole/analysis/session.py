@@ -6,29 +6,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_unitrole.ablation import (
-    AblationEngine,
-    AblationRequest,
     classification_score,
     first_tensor,
-    measure_curves,
 )
+from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.statistics import UnitRecorder
 from lightning_unitrole.data.batches import split_batch
 from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
-from lightning_unitrole.data.sample import Sample
+from lightning_unitrole.data.sample import Sample, Samples
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.network.units import UnitLayer, find_unit_layers, select_layers
+from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
     Ranking,
@@ -40,42 +38,20 @@ from lightning_unitrole.ranking.criteria import (
 from lightning_unitrole.ranking.entropy import feature_entropy
 from lightning_unitrole.reports.curves import AblationCurve, CriteriaComparison, CriterionCurves
 from lightning_unitrole.reports.effects import (
-    HELPS,
-    NO_EFFECT,
     agreement_between_halves,
     class_effects,
     overall_effects,
     roles_from_effects,
 )
-from lightning_unitrole.reports.layer import LayerReport, RemovalCheck, SplitReport, turning_point_roles
+from lightning_unitrole.reports.layer import LayerReport, SplitReport, turning_point_roles
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import summarize_roles
 from lightning_unitrole.reports.significance import rank_correlation
 from lightning_unitrole.topology import birth_points
 
-RANDOM_ORDERS = 2
-"""Random orders that make the band around the curves."""
-
-RANDOM_DRAWS = 5
-"""Draws of random units against which switching off units without an effect is held."""
-
-Key = TypeVar("Key")
-
-
-class Samples(NamedTuple):
-    """The images of one analysis.
-
-    Attributes:
-        train: training images.
-        val: validation images, as many of each class.
-        curves: validation images that curves are measured on, none of them in ``val`` where there are enough.
-        held_out: whether that is so.
-    """
-
-    train: Sample
-    val: Sample
-    curves: Sample
-    held_out: bool
+ENTROPY_MAP_SIZE = 6
+"""Rows or columns of maps, at least, that ``layers="auto"`` takes for feature entropy: maps of 4x4 have hardly any
+birth points to tell apart."""
 
 
 class AnalysisSession:
@@ -106,8 +82,9 @@ class AnalysisSession:
         self.example_inputs, _ = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
-            self.layers: list[UnitLayer] = select_layers(found, options.layers)
-            self.skipped: Mapping[str, str] = found.skipped
+            smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
+            self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
+            self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes()
         names = options.class_names or [str(index) for index in range(self.num_classes)]
         self.class_names = tuple(str(name) for name in names)
@@ -218,7 +195,7 @@ class AnalysisSession:
         splits = []
         for measured, sample in ((train, samples.train), (val, samples.val)):
             ranking = rank(self.options.criterion, measured.statistics)
-            curves = self._published_curves(layer, ranking, sample)
+            curves = self.curves(layer).published(ranking, sample)
             splits.append(self._split(measured, ranking, *curves))
         roles = turning_point_roles(*splits)
         summary = summarize_roles(roles) if len(roles) else torch.zeros(0, dtype=torch.uint8)
@@ -234,10 +211,17 @@ class AnalysisSession:
         by_class: list[tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]] = [({}, ()), ({}, ())]
         if self.options.class_curves:
             by_class = [
-                self._published_curves(layer, ranking, sample)
+                self.curves(layer).published(ranking, sample)
                 for ranking, sample in zip(rankings, samples[:2], strict=True)
             ]
-        curves, check = self._overall_curves(layer, rankings[1], summary.val, val, samples)
+        curves, check = self.curves(layer).overall(
+            rankings[1],
+            val.contributions,
+            summary.val,
+            samples.curves,
+            held_out=samples.held_out,
+            fill=val.fill,
+        )
         return LayerReport(
             name=layer.name,
             map_size=layer.map_size,
@@ -278,90 +262,9 @@ class AnalysisSession:
             rank_agreement=float(rank_correlation(scores[0], scores[1]).nanmean()),
         )
 
-    def _published_curves(
-        self, layer: UnitLayer, ranking: Ranking, sample: Sample
-    ) -> tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]:
-        """Curves over all classes and for each class, with their turning points located."""
-        if not self.options.ablation_points:
-            return {}, ()
-        overall = {**_both_ways(ranking.overall), "random": AblationRequest(_random_order(layer, 0))}
-        of_class = {
-            index: AblationRequest(ranking.order[index].flip(0), group=index)
-            for index in range(self.num_classes)
-            if int(sample.images[index])
-        }
-        curves = self.ablate(layer, {**overall, **of_class}, sample)
-        return {name: curves[name] for name in overall}, tuple(map(curves.get, range(self.num_classes)))
-
-    def _overall_curves(
-        self, layer: UnitLayer, ranking: Ranking, effects: Tensor, val: Measured, samples: Samples
-    ) -> tuple[dict[str, AblationCurve], RemovalCheck | None]:
-        contributions = val.contributions
-        if contributions is None or not bool(samples.curves.images.any()):
-            return {}, None
-        most = contributions.overall().mean.nan_to_num(nan=0.0).argsort(descending=True, stable=True)
-        requests = {
-            **_both_ways(ranking.overall),
-            "contribution": AblationRequest(most.flip(0)),
-            "random": AblationRequest(_random_order(layer, 0)),
-            **{f"random_{draw}": AblationRequest(_random_order(layer, draw)) for draw in range(1, RANDOM_ORDERS)},
-        }
-        engine = self._engine(layer, samples.curves, val.fill)
-        points = max(self.options.ablation_points // 4, 2)
-        found = measure_curves(engine, list(requests.values()), points=points, refine=False)
-        curves = {name: curve for name, curve in zip(requests, found, strict=True) if curve is not None}
-        return curves, self._check_removal(engine, effects, samples)
-
-    def _check_removal(self, engine: AblationEngine, effects: Tensor, samples: Samples) -> RemovalCheck | None:
-        """What switching off all units without a measurable effect does, and what the helpers do alone."""
-        if not samples.held_out:
-            return None
-        units = len(effects)
-        removed, helpers = int((effects == NO_EFFECT).sum()), int((effects == HELPS).sum())
-        requests = [
-            AblationRequest((effects != NO_EFFECT).long().argsort(stable=True)),
-            AblationRequest((effects == HELPS).long().argsort(stable=True)),
-            *(AblationRequest(_random_order(engine.layer, 1000 + draw)) for draw in range(RANDOM_DRAWS)),
-        ]
-        numbers = [torch.tensor([0, removed]), torch.tensor([units - helpers])]
-        numbers = [torch.unique(one) for one in numbers] + [torch.tensor([removed])] * RANDOM_DRAWS
-        sums = self.runner.total(torch.cat(engine.measure(requests, numbers))).cpu()
-        means = torch.split(sums[:, :2] / sums[:, 3:], [len(one) for one in numbers])
-        random = torch.cat(means[2:])
-        return RemovalCheck(
-            images=int(sums[0, 3]),
-            accuracy=float(means[0][0, 1]),
-            loss=float(means[0][0, 0]),
-            removed=removed,
-            removed_accuracy=float(means[0][-1, 1]),
-            removed_loss=float(means[0][-1, 0]),
-            helpers=helpers,
-            helpers_accuracy=float(means[1][0, 1]),
-            helpers_loss=float(means[1][0, 0]),
-            random_accuracy=random[:, 1].clone(),
-            random_loss=random[:, 0].clone(),
-        )
-
-    def ablate(
-        self, layer: UnitLayer, requests: Mapping[Key, AblationRequest], sample: Sample
-    ) -> dict[Key, AblationCurve]:
-        """Several ablation curves of a layer at once, with their turning points located.
-
-        Args:
-            layer: the layer.
-            requests: the orders, and for each the group of images that count.
-            sample: the images.
-
-        Returns:
-            A curve for each request that has images.
-        """
-        curves = measure_curves(
-            self._engine(layer, sample), list(requests.values()), points=self.options.ablation_points
-        )
-        return {key: curve for key, curve in zip(requests, curves, strict=True) if curve is not None}
-
-    def _engine(self, layer: UnitLayer, sample: Sample, fill: Tensor | None = None) -> AblationEngine:
-        return AblationEngine(self.runner, layer, lambda: iter(sample), score_fn=self.options.score_fn, fill=fill)
+    def curves(self, layer: UnitLayer) -> LayerCurves:
+        """Measures the ablation curves of a layer."""
+        return LayerCurves(self.runner, self.options, layer)
 
     def compare(
         self, sample: Sample, criteria: Sequence[str | Criterion], *, layers: Sequence[str] | None = None
@@ -382,9 +285,9 @@ class AnalysisSession:
                 requests = {
                     (name, way): request
                     for name, criterion in zip(names, criteria, strict=True)
-                    for way, request in _both_ways(rank(criterion, measured[layer.name].statistics).overall).items()
+                    for way, request in both_ways(rank(criterion, measured[layer.name].statistics).overall).items()
                 }
-                curves = self.ablate(layer, requests, sample)
+                curves = self.curves(layer).measure(requests, sample)
                 compared[layer.name] = {
                     name: CriterionCurves(curves[name, "least_first"], curves[name, "most_first"]) for name in names
                 }
@@ -403,6 +306,18 @@ class AnalysisSession:
         right, images_seen = self.runner.total(found).tolist()
         return right / images_seen if images_seen else math.nan
 
+    def _too_small(self, layers: Iterable[UnitLayer], smallest: int) -> dict[str, str]:
+        """Why ``layers="auto"`` left out what has small maps only."""
+        if self.options.layers != "auto":
+            return {}
+        sizes = {layer.map_size for layer in self.layers}
+        return {
+            layer.name: f"its maps of {'x'.join(map(str, layer.map_size))} are too small for feature entropy; "
+            "name it in layers= to see its roles"
+            for layer in layers
+            if max(layer.map_size) < smallest and layer.map_size not in sizes
+        }
+
     def _count_classes(self) -> int:
         if self.options.class_names is not None:
             return len(self.options.class_names)
@@ -415,12 +330,3 @@ class AnalysisSession:
                 "classes. Pass num_classes=."
             )
         return int(outputs.shape[1])
-
-
-def _both_ways(overall: Tensor) -> dict[str, AblationRequest]:
-    """An order from the most to the least effective, least and most effective first."""
-    return {"least_first": AblationRequest(overall.flip(0)), "most_first": AblationRequest(overall)}
-
-
-def _random_order(layer: UnitLayer, seed: int) -> Tensor:
-    return torch.randperm(layer.num_units, generator=torch.Generator().manual_seed(seed))

@@ -15,13 +15,20 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_unitrole.analysis.advice import misleading_layers, misleading_ranking, non_finite_maps, shortage
+from lightning_unitrole.analysis.advice import (
+    left_out_images,
+    misleading_layers,
+    misleading_ranking,
+    non_finite_maps,
+    shortage,
+    unreliable_roles,
+)
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
-from lightning_unitrole.analysis.session import Samples
 from lightning_unitrole.analysis.stream import LiveRecording
 from lightning_unitrole.callbacks.pace import Pace
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
 from lightning_unitrole.data.loaders import DataSource, is_sequential
+from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, UnitRoleError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger
@@ -293,6 +300,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             global_step=trainer.global_step,
         )
         self._warn_once(non_finite_maps(report), trainer)
+        self._warn_once(left_out_images(report), trainer)
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
@@ -342,6 +350,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def _question_ranking(self, trainer: pl.Trainer) -> None:
         if self.report is None or self._samples is None:
             return
+        if message := unreliable_roles(self.report):
+            rank_zero_info(message)
         suspects = misleading_layers(self.report)
         comparison = None
         if self.compare_criteria == "end":

@@ -62,7 +62,7 @@ class Pace:
         cost = analysis_seconds / max(epoch_seconds, 1e-9)
         if epochs is None or epochs < 3:
             return max(1, math.ceil(cost / self.budget))
-        affordable = max(2, int(self.budget * epochs / max(cost, 1e-9)))
+        affordable = max(2, int(self.budget * epochs / max(cost, 1e-9) + 1e-9))  # rounding costs no analysis
         return max(1, math.ceil((epochs - 1) / (affordable - 1)))
 
     def due(self, epoch: int, epochs: int | None, interval: int) -> bool:

@@ -67,3 +67,19 @@ class Sample:
     def release(self) -> None:
         """Free the images that are kept in memory."""
         self.probe.release()
+
+
+class Samples(NamedTuple):
+    """The images of one analysis.
+
+    Attributes:
+        train: training images.
+        val: validation images, as many of each class.
+        curves: validation images that curves are measured on, none of them in ``val`` where there are enough.
+        held_out: whether that is so.
+    """
+
+    train: Sample
+    val: Sample
+    curves: Sample
+    held_out: bool

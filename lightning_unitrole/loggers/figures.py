@@ -10,63 +10,66 @@ import numpy as np
 
 from lightning_unitrole.reports.curves import AblationCurve, CriterionCurves
 from lightning_unitrole.reports.layer import LayerReport
-from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
+from lightning_unitrole.reports.roles import UnitRole
+from lightning_unitrole.reports.vocabulary import NO_ROLE, ROLE_OF, UNDECIDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by colour-blind readers too.
-ROLE_COLORS = {
-    UnitRole.BOTH: "#0072B2",
-    UnitRole.TRAIN_ONLY: "#E69F00",
-    UnitRole.VAL_ONLY: "#56B4E9",
-    UnitRole.NEITHER: "#BBBBBB",
-}
-ROLE_LABELS = {
-    UnitRole.BOTH: "both",
-    UnitRole.TRAIN_ONLY: "training only",
-    UnitRole.VAL_ONLY: "validation only",
-    UnitRole.NEITHER: "neither",
-}
-_NO_ROLE_COLOR = "#FFFFFF"
-_LEAST, _MOST, _RANDOM = "#009E73", "#D55E00", "#999999"
+_LEAST, _MOST, _CONTRIBUTION, _RANDOM = "#009E73", "#D55E00", "#0072B2", "#999999"
+_MAP_CODES = (*UnitRole, UNDECIDED, NO_ROLE)
 _CRITERION_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 
 def ablation_figure(layer: LayerReport) -> Figure:
-    """The ablation curves of a layer, least and most effective first, on training and on validation images.
+    """The ablation curves of a layer over all classes, on the images that they were measured on.
 
-    Turning points are marked on the least-first curves; the shaded area is the ranking gap.
+    The shaded area between least and most effective first is the ranking gap; random orders make the grey band. Where
+    turning points are read, they are marked on the least-first curves.
     """
+    sides = [side for side in (("training", layer.train), ("validation", layer.val)) if side[1].curves]
     figure = make_figure(width=6.4, height=3.3)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (title, split) in zip(axes, (("training", layer.train), ("validation", layer.val)), strict=True):
+    axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    for axis, (title, split) in zip(axes, sides, strict=True):
         least, most = split.curves["least_first"], split.curves["most_first"]
         _shade_gap(axis, least, most)
+        _draw_band(axis, split.random_curves)
         for name, curve, color in (
             ("least effective first", least, _LEAST),
             ("most effective first", most, _MOST),
-            ("random order", split.curves.get("random"), _RANDOM),
+            ("least contribution first", split.curves.get("contribution"), _CONTRIBUTION),
         ):
             if curve is not None:
                 axis.plot(curve.ablated, curve.accuracy, color=color, label=name, linewidth=1.8)
-        turn = least.turning_point
-        at = float(least.accuracy[least.ablated == turn][0])
-        axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
-        axis.axvline(turn, color=_LEAST, linestyle=":", linewidth=1)
-        side, align = (5, "left") if turn <= layer.num_units / 2 else (-5, "right")
-        label = f"turning point {turn}"
-        axis.annotate(label, (turn, at), xytext=(side, 7), textcoords="offset points", ha=align, fontsize=9)
+        if split.class_curves:
+            _mark_turning_point(axis, least)
         axis.set_title(f"{title}, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
         axis.set_xlabel(f"units switched off, of {layer.num_units}")
         axis.locator_params(axis="x", integer=True)
         axis.set_ylim(-0.03, 1.18)
-    axes[0].set_ylabel("accuracy")
+    axes[0].set_ylabel("accuracy, all classes")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=3, fontsize=9, frameon=False, loc="outside lower center")
+    figure.legend(handles, labels, ncols=2, fontsize=9, frameon=False, loc="outside lower center")
     figure.suptitle(layer.name, fontsize=11)
     return figure
+
+
+def _draw_band(axis: Axes, curves: Sequence[AblationCurve]) -> None:
+    if curves:
+        accuracy = np.stack([np.interp(curves[0].ablated, curve.ablated, curve.accuracy) for curve in curves])
+        axis.fill_between(curves[0].ablated, accuracy.min(0), accuracy.max(0), color=_RANDOM, alpha=0.5, linewidth=0)
+        axis.plot(curves[0].ablated, accuracy.mean(0), color=_RANDOM, label="random orders", linewidth=1.8)
+
+
+def _mark_turning_point(axis: Axes, least: AblationCurve) -> None:
+    turn = least.turning_point
+    at = float(least.accuracy[least.ablated == turn][0])
+    axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
+    axis.axvline(turn, color=_LEAST, linestyle=":", linewidth=1)
+    side, align = (5, "left") if turn <= int(least.ablated[-1]) / 2 else (-5, "right")
+    label = f"turning point {turn}"
+    axis.annotate(label, (turn, at), xytext=(side, 7), textcoords="offset points", ha=align, fontsize=9)
 
 
 def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
@@ -80,16 +83,17 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     serves = (layer.roles == UnitRole.BOTH).sum(0) * 1000 + (layer.roles == UnitRole.VAL_ONLY).sum(0)
     columns = serves.argsort(descending=True, stable=True)
     roles = layer.roles[:, columns].clone()
-    roles[roles == NO_ROLE] = len(UnitRole)
+    place = {code: index for index, code in enumerate(_MAP_CODES)}
+    for code, index in place.items():
+        roles[layer.roles[:, columns] == code] = index
     classes = len(class_names)
     figure = make_figure(width=6.4, height=1.3 + 0.24 * min(max(classes, 4), 40))
     axis = figure.subplots()
-    colors = [ROLE_COLORS[role] for role in UnitRole]
     axis.imshow(
         roles.numpy(),
-        cmap=ListedColormap([*colors, _NO_ROLE_COLOR]),
+        cmap=ListedColormap([ROLE_OF[code].matplotlib for code in _MAP_CODES]),
         vmin=-0.5,
-        vmax=len(UnitRole) + 0.5,
+        vmax=len(_MAP_CODES) - 0.5,
         aspect="auto",
         interpolation="nearest",
     )
@@ -100,7 +104,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     axis.set_xlabel("units, those effective for most classes first")
     shares = layer.role_shares
     handles = [
-        Patch(color=ROLE_COLORS[role], label=f"{ROLE_LABELS[role]} {100 * shares.get(role, 0):.0f} %")
+        Patch(**ROLE_OF[role].patch, label=f"{ROLE_OF[role].label} {100 * shares.get(role, 0):.0f} %")
         for role in (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
     ]
     axis.legend(handles=handles, ncols=2, fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lightning_unitrole.loggers.figures import ROLE_LABELS, ablation_figure, criteria_figure, role_map_figure
+from lightning_unitrole.loggers.figures import ablation_figure, criteria_figure, role_map_figure
 from lightning_unitrole.loggers.scalars import PREFIX, finite_values, report_scalars, role_changes, scalar_layout
 from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, stability
 from lightning_unitrole.reports.tables import markdown_table
+from lightning_unitrole.reports.vocabulary import ROLE_OF
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 Value = TypeVar("Value")
@@ -175,7 +176,7 @@ def _by_unit_layer(report: UnitReport, by_module: Mapping[str, Value]) -> dict[s
 
 def _transition_tables(changes: Mapping[str, Tensor]) -> str:
     """One table a layer: row, the role before; column, the role now; numbers of (class, unit) pairs."""
-    names = [ROLE_LABELS[role] for role in UnitRole]
+    names = [ROLE_OF[role].label for role in UnitRole]
     tables = []
     for layer, counts in changes.items():
         rows = [["from \\ to", *names]]

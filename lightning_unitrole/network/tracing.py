@@ -42,6 +42,7 @@ UNCHANGED = frozenset({
 })
 # fmt: on
 ADDITIONS = frozenset({"add", "radd", "iadd", "sub", "rsub", "isub"})
+LINEAR = frozenset({"linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "rmatmul", "einsum"})
 PRODUCTS = frozenset({"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide"})
 
 
@@ -97,6 +98,7 @@ class Convolution:
     activated: Step | None = None
     activation: str | None = None
     norm: str | None = None
+    summed: bool = False
 
     @property
     def tap(self) -> Step:
@@ -137,12 +139,23 @@ class _Carried:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass showed."""
+    """What one forward pass showed.
+
+    Attributes:
+        convolutions: in the order in which they ran.
+        calls: number of calls of each module, by name.
+        root: a module that every forward pass enters first and only once, if there is one.
+        batch: number of images.
+        outputs: shapes of the tensors that the model returned.
+        linear_behind: whether channels are mixed by a linear layer behind the last convolution.
+    """
 
     convolutions: list[Convolution]
     calls: Mapping[str, int]
     root: str | None
     batch: int | None
+    outputs: tuple[tuple[int, ...], ...]
+    linear_behind: bool
 
     def site(self, step: Step) -> TapSite | None:
         """Where the tensor of ``step`` can be caught; ``None`` when no module runs at that moment."""
@@ -163,10 +176,11 @@ def trace_forward(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) 
             stack.callback(module.register_forward_pre_hook(tracer.enter_module).remove)
             stack.callback(module.register_forward_hook(tracer.leave_module, always_call=True).remove)
         stack.enter_context(tracer)
-        forward(inputs)
+        outputs = forward(inputs)
     tops = tracer.top_level
     root = tops[0] if tops and tops.count(tops[0]) == 1 and tracer.calls[tops[0]] == 1 else None
-    return Trace(tracer.convolutions, tracer.calls, root, batch_size(inputs))
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
+    return Trace(tracer.convolutions, tracer.calls, root, batch_size(inputs), shapes, tracer.linear_behind)
 
 
 class _Tracer(TorchFunctionMode):
@@ -179,6 +193,7 @@ class _Tracer(TorchFunctionMode):
         self.top_level: list[str] = []
         self.functions: Counter[str] = Counter()
         self.convolutions: list[Convolution] = []
+        self.linear_behind = False
         self.last: Step | None = None
         self.carried: MutableMapping[Tensor, _Carried] = WeakTensorKeyDictionary()
         # A tensor is a key here if and only if it derives from the inputs; the value counts convolutions on the way.
@@ -235,10 +250,12 @@ class _Tracer(TorchFunctionMode):
         operands = [*tensors_in(args), *tensors_in(kwargs)]
         depths = [self.depth[tensor] for tensor in operands if tensor in self.depth]
         carried = _Carried()
+        self.linear_behind |= kind in LINEAR
         if kind in CONVOLUTIONS and step.shape and len(operands) > 1:
             weight = args[1] if len(args) > 1 else kwargs.get("weight")
             convolution = self._convolution(weight, step, max(depths, default=0) + 1)
             self.convolutions.append(convolution)
+            self.linear_behind = False
             depths = [convolution.depth]
             carried.linear[convolution] = False
         elif len(outputs) == 1 or kind in NORMALISATIONS:
@@ -299,9 +316,11 @@ class _Tracer(TorchFunctionMode):
             for convolution, added in result.linear.items():
                 if not added and convolution.activated is None:
                     convolution.linear = step
+                elif added:
+                    convolution.summed = True
         return result
 
     def _activate(self, state: _Carried, kind: str, step: Step) -> None:
-        for convolution in state.linear:
+        for convolution, added in state.linear.items():
             if convolution.activated is None:
-                convolution.activated, convolution.activation = step, kind
+                convolution.activated, convolution.activation, convolution.summed = step, kind, added

@@ -34,6 +34,7 @@ class UnitLayer:
         norm: qualified name of the module that normalises its output, if there is one.
         activation: torch name of the activation, ``"sigmoid gate"`` and the like for ``x * sigmoid(x)``; ``None`` for
             linear units.
+        summed: whether the output of the convolution is added to something else, as at the end of a residual block.
     """
 
     name: str
@@ -43,6 +44,7 @@ class UnitLayer:
     conv: str
     norm: str | None
     activation: str | None
+    summed: bool = False
 
     @property
     def site(self) -> str:
@@ -57,10 +59,13 @@ class FoundUnits:
     Attributes:
         layers: name to layer, in the order in which the convolutions ran.
         skipped: name of each convolution that was left out, and why.
+        head: name of the last convolution if its units are the outputs of the model, as in networks that end in a
+            convolution to as many channels as there are classes.
     """
 
     layers: Mapping[str, UnitLayer]
     skipped: Mapping[str, str]
+    head: str | None = None
 
 
 def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) -> FoundUnits:
@@ -91,8 +96,17 @@ def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: An
             skipped[conv.name] = reason or ""
             continue
         _, units, height, width = conv.tap.shape
-        layers[conv.name] = UnitLayer(conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation)
-    return FoundUnits(layers, skipped)
+        layers[conv.name] = UnitLayer(
+            conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation, conv.summed
+        )
+    return FoundUnits(layers, skipped, _head(layers, trace))
+
+
+def _head(layers: Mapping[str, UnitLayer], trace: Trace) -> str | None:
+    last = trace.convolutions[-1].name if trace.convolutions else None
+    if last is None or last not in layers or trace.linear_behind:
+        return None
+    return last if any(shape[1:2] == (layers[last].num_units,) for shape in trace.outputs) else None
 
 
 def _reason_to_skip(conv: Convolution, trace: Trace) -> str | None:
@@ -114,13 +128,15 @@ def _reason_to_skip(conv: Convolution, trace: Trace) -> str | None:
     return None
 
 
-def select_layers(found: FoundUnits, layers: str | Sequence[str]) -> list[UnitLayer]:
+def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: int = MIN_MAP_SIZE) -> list[UnitLayer]:
     """Choose among the layers that were found.
 
     Args:
         found: from :func:`find_unit_layers`.
-        layers: ``"auto"`` takes the last convolution of each map size, ``"all"`` every one; otherwise names, or
-            globs as in :mod:`fnmatch`, one or several.
+        layers: ``"auto"`` takes the last layer of each map size, an output of a residual block where there is one, and
+            neither the outputs of the model nor maps smaller than ``smallest``, unless there are no others; ``"all"``
+            takes every layer; otherwise names, or globs as in :mod:`fnmatch`, one or several.
+        smallest: rows or columns that maps must have for ``"auto"``.
 
     Returns:
         The chosen layers, each once, in the order in which they run.
@@ -133,8 +149,7 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str]) -> list[UnitLa
     if layers == "all":
         return list(found.layers.values())
     if layers == "auto":
-        last = {layer.map_size: layer.name for layer in found.layers.values()}
-        return [layer for layer in found.layers.values() if last[layer.map_size] == layer.name]
+        return _automatic(found, smallest)
     chosen: set[str] = set()
     patterns = [layers] if isinstance(layers, str) else list(layers)
     if not patterns:
@@ -147,6 +162,18 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str]) -> list[UnitLa
             raise SettingError(_unknown(pattern, found))
         chosen.update(matches)
     return [layer for layer in found.layers.values() if layer.name in chosen]
+
+
+def _automatic(found: FoundUnits, smallest: int) -> list[UnitLayer]:
+    usable = [
+        layer for layer in found.layers.values() if max(layer.map_size) >= smallest and layer.name != found.head
+    ] or list(found.layers.values())
+    last: dict[tuple[int, int], UnitLayer] = {}
+    for layer in usable:
+        # A convolution at the beginning of the next stage may still have maps of this size.
+        if layer.summed or layer.map_size not in last or not last[layer.map_size].summed:
+            last[layer.map_size] = layer
+    return [layer for layer in usable if last[layer.map_size] is layer]
 
 
 def _unknown(pattern: str, found: FoundUnits) -> str:

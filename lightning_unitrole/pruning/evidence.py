@@ -60,7 +60,7 @@ def gather_evidence(
                 curves: dict[int, AblationCurve] = {}
                 if session.options.ablation_points:
                     requests = {index: AblationRequest(order.flip(0)) for index, order in enumerate(orders)}
-                    curves = session.ablate(layer, requests, sample)
+                    curves = session.curves(layer).measure(requests, sample)
                 best = max(curves, key=lambda index: curves[index].area, default=0)
                 found.append(LayerEvidence(layer.name, orders[best], curves.get(best)))
                 advance()

@@ -42,8 +42,6 @@ class Schedule:
         >>> schedule = Schedule("cubic", start=1, end=5, every=2)
         >>> [round(schedule.share(epoch), 3) for epoch in (1, 3, 5)]
         [0.704, 0.963, 1.0]
-        >>> schedule.is_due(2)
-        False
     """
 
     kind: str = "once"
@@ -70,10 +68,6 @@ class Schedule:
         if self.kind == "once" or self.end is None:
             return [self.start]
         return [*range(self.start, self.end + 1, self.every)]
-
-    def is_due(self, epoch: int) -> bool:
-        """Whether units are pruned at the start of an epoch."""
-        return epoch in self.epochs
 
     def latest(self, epoch: int) -> int | None:
         """The last epoch up to this one at whose start units are pruned; None before the first."""

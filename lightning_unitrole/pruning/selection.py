@@ -14,7 +14,7 @@ from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.pruning.evidence import LayerEvidence
-from lightning_unitrole.reports.roles import NO_ROLE, UnitRole
+from lightning_unitrole.reports.roles import UnitRole
 
 EVIDENCE, ROLES = "evidence", "roles"
 AMOUNTS = ("macs", "parameters", "units", "layer")
@@ -65,7 +65,7 @@ def role_need(layer: LayerEvidence) -> Tensor:
     Raises:
         SettingError: if the report has no roles.
     """
-    known = None if layer.roles is None else (layer.roles != NO_ROLE).any(1)
+    known = None if layer.roles is None else (layer.roles <= UnitRole.BOTH).all(1)
     if layer.roles is None or known is None or not bool(known.any()):
         raise SettingError(
             f"Layer {layer.name!r} has no roles to choose units by; expected ablation_points of at least 2."

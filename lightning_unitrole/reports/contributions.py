@@ -89,16 +89,18 @@ class Contributions:
         return Estimate(images, mean, variance, (images - 1).clamp(min=0).expand_as(mean))
 
     def overall(self) -> Estimate:
-        """Mean of each unit over all classes, each class weighted equally, ``[U]``."""
+        """Mean of each unit over all classes, each class weighted equally, ``[U]``.
+
+        Classes with a single image, of which no spread is known, are left out; NaN where there are no others.
+        """
         found = self.by_class()
-        seen = found.images.squeeze(1) > 0
-        classes = max(int(seen.sum()), 1)
-        mean = found.mean[seen].sum(0) / classes
-        variances = found.variance[seen]
-        variance = variances.sum(0) / classes**2
+        seen = found.images.squeeze(1) > 1
+        mean, variances, freedoms = (part[seen] for part in (found.mean, found.variance, found.freedom))
+        whole = variances.sum(0)
         # Welch and Satterthwaite: degrees of freedom of a sum of independent variances.
-        freedom = variances.sum(0).square() / (variances.square() / found.freedom[seen]).sum(0)
-        return Estimate(found.images.sum().reshape(1), mean, variance, freedom)
+        freedom = whole.square() / (variances.square() / freedoms).sum(0)
+        freedom = torch.where(whole > 0, freedom, freedoms.sum(0))
+        return Estimate(found.images[seen].sum().reshape(1), mean.mean(0), variances.mean(0) / len(mean), freedom)
 
     @property
     def scale(self) -> float:

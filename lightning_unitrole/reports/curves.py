@@ -44,17 +44,6 @@ class AblationCurve:
         return _last_minimum(self.ablated, -self.accuracy)
 
     @property
-    def sharpest_drop(self) -> int:
-        """Number of ablated units right after which accuracy falls most per unit (the "phase transition").
-
-        The first such number; NaN counts as no fall.
-        """
-        if len(self.ablated) < 2:
-            return int(self.ablated[0])
-        slope = (self.accuracy.diff() / self.ablated.diff()).nan_to_num(nan=float("inf"))
-        return int(self.ablated[int(slope.argmin())])
-
-    @property
     def area(self) -> float:
         """Area under the accuracy curve over the *share* of ablated units, in [0, 1]."""
         span = float(self.ablated[-1] - self.ablated[0])

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.reports.contributions import Contributions, Estimate
-from lightning_unitrole.reports.roles import NO_ROLE, UNDECIDED, UnitRole
+from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.significance import discoveries, kappa, p_differs, p_negative, p_positive, pooled
+from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
 
 HELPS, NO_EFFECT, HURTS, UNTESTED = 1, 0, -1, -2
 
@@ -67,6 +68,7 @@ def measure_effects(train: Estimate, val: Estimate, scale: float) -> Effects:
             :attr:`~lightning_unitrole.reports.contributions.Contributions.scale`.
     """
     enough = (torch.minimum(train.images, val.images) >= MIN_IMAGES).expand_as(val.mean)
+    enough = enough & train.variance.isfinite() & val.variance.isfinite()
     least = MIN_EFFECT * scale
     both = pooled(train, val)
     apart = torch.where(enough, p_differs(train, val), torch.nan)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.effects import NO_EFFECT, Effects
-from lightning_unitrole.reports.roles import NO_ROLE, UnitRole, assign_roles, effective_set
+from lightning_unitrole.reports.roles import UnitRole, assign_roles, effective_set
+from lightning_unitrole.reports.vocabulary import NO_ROLE
 
 SPLITS = ("train", "val")
 _TENSORS = (

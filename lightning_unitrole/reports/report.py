@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError, refuse_newer
+from lightning_unitrole.reports.effects import HELPS, HURTS, NO_EFFECT
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.storage import BROKEN, read_arrays, write_arrays
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION = 2
+ROLE_ORDER = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
+EFFECT_ORDER = (HELPS, NO_EFFECT, HURTS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,30 +108,39 @@ class UnitReport:
         return pd.DataFrame(list(_rows(self)))
 
     def rows(self) -> list[list[str]]:
-        """The table's cells, head first, one row a layer: entropy, selective rate, role shares, ranking gap."""
-        rows = [["layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", "gap"]]
+        """The table's cells, head first, one row a layer.
+
+        Entropy and selective rate are means over classes and units on validation images; roles are shares of the
+        (class, unit) pairs; "gap" is the ranking gap. With roles by contribution: "differ", the share of the pairs that
+        contribute differently on training and on validation images; "agree", the agreement of "helps" between halves of
+        the images; and the numbers of units that, over all classes, help, have no measurable effect, or hurt.
+        """
+        by_contribution = self.role_definition == "contribution"
+        more = ["differ", "agree", "helps", "none", "hurts"] if by_contribution else []
+        rows = [["layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", *more, "gap"]]
         for layer in self.layers.values():
             shares = layer.role_shares
-            roles = [
-                f"{100 * shares[role]:.0f} %" if shares else "-"
-                for role in (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
-            ]
-            rows.append(
-                [
-                    layer.name,
-                    str(layer.num_units),
-                    "x".join(map(str, layer.map_size)),
-                    f"{_finite_mean(layer.val.entropy):.2f}",
-                    f"{_finite_mean(layer.val.selective_rate):.2f}",
-                    *roles,
-                    "-" if math.isnan(layer.ranking_gap) else f"{layer.ranking_gap:+.3f}",
-                ]
-            )
+            row = [layer.name, str(layer.num_units), "x".join(map(str, layer.map_size))]
+            row += [_decimal(_finite_mean(layer.val.entropy)), _decimal(_finite_mean(layer.val.selective_rate))]
+            row += [_percent(shares.get(role, math.nan)) for role in ROLE_ORDER]
+            if by_contribution:
+                found = layer.summary_effects
+                counts = ["-"] * 3 if found is None else [str(int((found.val == sign).sum())) for sign in EFFECT_ORDER]
+                row += [_percent(layer.differing_share), _decimal(layer.agreement), *counts]
+            rows.append([*row, _decimal(layer.ranking_gap, signed=True)])
         return rows
 
     def table(self) -> str:
         """:meth:`rows` as plain text."""
         return text_table(self.rows())
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.0f} %"
+
+
+def _decimal(value: float, *, signed: bool = False) -> str:
+    return "-" if math.isnan(value) else f"{value:+.3f}" if signed else f"{value:.2f}"
 
 
 def _finite_mean(values: Tensor) -> float:

@@ -11,11 +11,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-NO_ROLE = 255
-"""Stands in ``roles`` for a class of which one split has no image."""
-UNDECIDED = 253
-"""Stands in ``roles`` where there are too few images, or too little information, to tell."""
-NO_ROLES = (UNDECIDED, NO_ROLE)
+from lightning_unitrole.reports import vocabulary
+from lightning_unitrole.reports.vocabulary import NO_ROLE
 
 
 class UnitRole(IntEnum):
@@ -24,10 +21,10 @@ class UnitRole(IntEnum):
     Source: the four-way role test of Zhao, Zhang & Hu, "Role Taxonomy of Units in DNNs", arXiv:2011.00789.
     """
 
-    NEITHER = 0
-    TRAIN_ONLY = 1
-    VAL_ONLY = 2
-    BOTH = 3
+    NEITHER = vocabulary.NEITHER
+    TRAIN_ONLY = vocabulary.TRAIN_ONLY
+    VAL_ONLY = vocabulary.VAL_ONLY
+    BOTH = vocabulary.BOTH
 
 
 def effective_set(order: Tensor, turning_point: int) -> Tensor:
@@ -101,7 +98,7 @@ def role_transitions(before: Tensor, after: Tensor) -> Tensor:
         >>> role_transitions(torch.tensor([[0, 0, 3]], dtype=torch.uint8), now).diagonal().sum().item()
         2
     """
-    known = (before != NO_ROLE) & (after != NO_ROLE)
+    known = (before <= UnitRole.BOTH) & (after <= UnitRole.BOTH)
     flat = before[known].long() * len(UnitRole) + after[known].long()
     return torch.bincount(flat, minlength=len(UnitRole) ** 2).view(len(UnitRole), len(UnitRole))
 

@@ -10,6 +10,7 @@ file, and TensorBoard's checksum in pure Python costs more than the deflating.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -26,7 +27,12 @@ DTYPES = ("u1", "u2", "u4", "f2", "f4", "f8")
 """The array types that the reader in the browser knows."""
 
 
-MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 25
+"""Size of the largest container that is read."""
+MAX_HEADER_BYTES = 1 << 20
+"""Size of the largest header: parsed JSON can take 50 times as much memory as its text, and as much time."""
+MAX_ARRAYS = 64
+MAX_DIMENSIONS = 8
 
 
 def deflate(container: bytes) -> bytes:
@@ -34,20 +40,36 @@ def deflate(container: bytes) -> bytes:
     return zlib.compress(container, level=1)
 
 
-def inflate(data: bytes) -> bytes:
+def inflate(data: bytes, limit: int = MAX_BYTES) -> bytes:
     """Inverse of :func:`deflate`.
 
+    Args:
+        data: deflated bytes.
+        limit: size beyond which nothing is inflated: a thousand bytes can stand for a million.
+
     Raises:
-        ValueError: if ``data`` is damaged, or would grow beyond :data:`MAX_BYTES`: a log may come from anybody.
+        ValueError: if ``data`` is damaged, or would grow beyond ``limit``: a log may come from anybody.
     """
     machine = zlib.decompressobj()
     try:
-        container = machine.decompress(data, MAX_BYTES)
-    except zlib.error as error:
-        raise ValueError(f"These bytes are damaged: {error}.") from error
+        container = machine.decompress(data, limit)
+    except zlib.error:
+        raise ValueError("the bytes are damaged") from None
     if not machine.eof:
-        raise ValueError(f"These bytes are cut off, or hold more than {MAX_BYTES} bytes.")
+        raise ValueError(f"the bytes are cut off, or stand for more than {limit} bytes")
     return container
+
+
+def read_json(data: bytes) -> Any:
+    """JSON from a log.
+
+    Raises:
+        ValueError: whatever is wrong with it, be it that it is nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def pack(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
@@ -80,20 +102,48 @@ def pack(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
     return b"".join([MAGIC, struct.pack("<I", len(header)), header, *chunks])
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+def header_bytes(data: bytes) -> int:
+    """How long a container says that its header is; 0 where it is no container."""
+    return int(struct.unpack_from("<I", data, 4)[0]) if data[:4] == MAGIC and len(data) >= 8 else 0
+
+
+def unpack(data: bytes, max_header: int = MAX_HEADER_BYTES) -> tuple[dict[str, Any], dict[str, Array]]:
     """Inverse of :func:`pack`; the arrays are read-only views of ``data``.
 
+    Args:
+        data: a container.
+        max_header: number of bytes beyond which no header is read.
+
     Raises:
-        ValueError: if ``data`` is not such a container.
+        ValueError: if ``data`` is not such a container, or one whose arrays are not there in full.
     """
     if data[:4] != MAGIC or len(data) < 8:
-        raise ValueError("These bytes are not a container of the unit roles tab.")
-    (length,) = struct.unpack_from("<I", data, 4)
-    header = json.loads(data[8 : 8 + length])
-    arrays = {}
-    for name, kind, shape, offset in header["arrays"]:
-        if kind not in DTYPES:
-            raise ValueError(f"Array {name!r} has the unknown dtype {kind!r}.")
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(data, f"<{kind}", count, 8 + length + offset).reshape(shape)
-    return header["info"], arrays
+        raise ValueError("the bytes are not a container of the unit roles tab")
+    length = header_bytes(data)
+    start = 8 + length
+    if start > len(data) or length > max_header:
+        raise ValueError("the header is longer than it may be")
+    try:
+        header = read_json(data[8:start])
+    except ValueError:
+        raise ValueError("the header is damaged") from None
+    info, described = (header.get("info"), header.get("arrays")) if isinstance(header, dict) else (None, None)
+    if not isinstance(info, dict) or not isinstance(described, list) or len(described) > MAX_ARRAYS:
+        raise ValueError("the header is damaged")
+    return info, dict(_view(data, start, entry) for entry in described)
+
+
+def _view(data: bytes, start: int, described: Any) -> tuple[str, Array]:
+    """One array of a container, looked at where it lies; no number is believed before it is compared with the bytes."""
+    if not (isinstance(described, list) and len(described) == 4):
+        raise ValueError("the header is damaged")
+    name, kind, shape, offset = described
+    if not isinstance(name, str) or not isinstance(kind, str) or kind not in DTYPES:
+        raise ValueError("there is an array of an unknown type")
+    sizes = [*shape, offset] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
+    if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in sizes):
+        raise ValueError("there is an array of an impossible size")
+    count = math.prod(shape)
+    if offset + count * int(kind[1]) > len(data) - start:
+        raise ValueError("there are fewer bytes than the header says")
+    return name, np.frombuffer(data, f"<{kind}", count, start + offset).reshape(shape)

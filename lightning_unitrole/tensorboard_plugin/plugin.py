@@ -5,9 +5,9 @@ Nothing here imports torch: TensorBoard runs where no training does.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,37 @@ from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, pack, unpack
+from lightning_unitrole.reports.vocabulary import vocabulary
+from lightning_unitrole.tensorboard_plugin.contents import (
+    CURVE_FIELDS,
+    STATE_FIELDS,
+    Part,
+    classes_part,
+    curves_part,
+    overview_part,
+    state_part,
+)
+from lightning_unitrole.tensorboard_plugin.index import (
+    LayerIndex,
+    RunIndex,
+    UnreadableError,
+    counted,
+    printable,
+    read_index,
+)
+from lightning_unitrole.tensorboard_plugin.packing import Array, pack
+from lightning_unitrole.tensorboard_plugin.reading import Series, answer_time, read_series
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
-    MEASURES,
-    NO_ROLE,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
-    REMOVED,
     TAB_NAME,
     layer_tag,
 )
+from lightning_unitrole.tensorboard_plugin.verdicts import curve_rankings, overview_verdicts
+
+logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 STATIC_FILES = {
@@ -39,6 +58,7 @@ STATIC_FILES = {
     "charts.js": "text/javascript",
     "derive.js": "text/javascript",
     "dom.js": "text/javascript",
+    "frame.js": "text/javascript",
     "host.js": "text/javascript",
     "index.js": "text/javascript",
     "palette.js": "text/javascript",
@@ -46,6 +66,7 @@ STATIC_FILES = {
     "state.js": "text/javascript",
     "style.css": "text/css",
     "unpack.js": "text/javascript",
+    "vocabulary.js": "text/javascript",
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
     "views/overview.js": "text/javascript",
@@ -58,7 +79,6 @@ STATIC_FILES = {
 """Every file that is served. A request for another one finds nothing, whatever lies in the directory."""
 
 ALL_STEPS = 1_000_000
-STATE_FIELDS = ("roles", "rank", *MEASURES)
 
 
 class RequestError(Exception):
@@ -67,16 +87,6 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Datum:
-    """One logged container."""
-
-    step: int
-    wall_time: float
-    info: Mapping[str, Any]
-    arrays: Mapping[str, Array]
 
 
 class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
@@ -90,7 +100,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
         routes = {f"/{name}": self._static_app(name) for name in STATIC_FILES}
-        for name in ("runs", "overview", "layer", "classes", "unit", "curves"):
+        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "curves"):
             routes[f"/{name}"] = self._data_app(getattr(self, f"_{name}"))
         return routes
 
@@ -126,92 +136,77 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
 
         return serve
 
+    def _vocabulary(self, query: Query) -> dict[str, Any]:
+        """Names, meanings and colours of the roles: the tab has none of its own."""
+        return vocabulary()
+
     def _runs(self, query: Query) -> dict[str, Any]:
-        """Every run with data: what was frozen by its first report, and how far it has come."""
-        runs = []
+        """Every run with data: what was frozen by its first report, how far it has come, and what cannot be shown."""
+        runs, skipped = [], []
         for run, tags in sorted(query.runs.items()):
-            index = _read_index(tags)
-            if index is None:
+            name = printable(run)
+            try:
+                index = _index_of(tags)
+            except UnreadableError as error:
+                skipped.append({"run": name, "reason": f"The run cannot be shown: {error}."})
                 continue
-            for layer in index["layers"]:
-                layer["parts"] = [
-                    part for part in ("state", "classes", "curves") if layer_tag(layer["name"], part) in tags
-                ]
-            overview = tags[OVERVIEW_TAG]
-            runs.append({**index, "name": run, "last_step": overview.max_step, "last_time": overview.max_wall_time})
-        return {"format": FORMAT_VERSION, "runs": runs}
+            skipped += [{"run": name, "reason": reason} for reason in counted(index.skipped)]
+            runs.append(
+                {
+                    "name": name,
+                    "layers": [{**asdict(layer), "parts": _parts(layer.name, tags)} for layer in index.layers],
+                    "classes": index.classes,
+                    "class_names": index.class_names,
+                    "num_classes": index.num_classes,
+                    "criterion": index.criterion,
+                    "last_step": int(tags[OVERVIEW_TAG].max_step),
+                }
+            )
+        return {"format": FORMAT_VERSION, "runs": runs, "skipped": skipped}
 
     def _overview(self, query: Query) -> bytes:
-        """``table [steps, layers, columns]`` of one run, layers in the frozen order."""
-        names = [layer["name"] for layer in query.index["layers"]]
-        data = query.read(OVERVIEW_TAG)
-        table = np.full((len(data), len(names), len(OVERVIEW_COLUMNS)), np.nan, np.float32)
-        for filled, datum in zip(table, data, strict=True):
-            logged = datum.arrays["table"]
-            columns = {name: place for place, name in enumerate(datum.info["columns"])}
-            rows = {name: place for place, name in enumerate(datum.info["layers"])}
-            for row, layer in enumerate(names):
-                for column, measure in enumerate(OVERVIEW_COLUMNS):
-                    if layer in rows and measure in columns:
-                        filled[row, column] = logged[rows[layer], columns[measure]]
-        return _answer(data, {"layers": names, "columns": list(OVERVIEW_COLUMNS)}, {"table": table})
+        """``table [steps, layers, columns]`` of one run, layers in the frozen order, and a verdict on each ranking."""
+        names = [layer.name for layer in query.index.layers]
+        series = query.read(OVERVIEW_TAG, overview_part(query.index))
+        table = series.stack("table", np.empty((0, len(names), len(OVERVIEW_COLUMNS)), np.float32))
+        verdicts, verdict = overview_verdicts(table)
+        info = {"layers": names, "columns": list(OVERVIEW_COLUMNS), "verdicts": verdicts}
+        return _answer(series, info, {"table": table, "verdict": verdict})
 
     def _layer(self, query: Query) -> bytes:
         """Chosen fields of a layer's units, each ``[steps, units]``."""
         layer = query.layer
-        fields = query.text("fields", "roles").split(",")
+        fields = list(dict.fromkeys(query.text("fields", "roles").split(",")))
         unknown = [name for name in fields if name not in STATE_FIELDS]
         if unknown:
             raise RequestError(400, f"Unknown fields {unknown}; there are {list(STATE_FIELDS)}.")
-        data = query.read_layer("state")
-        arrays = {}
-        for name in dict.fromkeys(fields):
-            rows = [datum.arrays[name] for datum in data]
-            empty = np.empty((0, layer["units"]), np.uint8)
-            arrays[name] = np.stack(rows) if rows else empty
-        return _answer(data, {"layer": layer["name"], "units": layer["units"]}, arrays)
+        series = query.read(layer_tag(layer.name, "state"), state_part(layer, fields))
+        arrays = {name: series.stack(name, np.empty((0, layer.units), STATE_FIELDS[name])) for name in fields}
+        return _answer(series, {"layer": layer.name, "units": layer.units}, arrays)
 
     def _classes(self, query: Query) -> bytes:
         """``roles [steps, units]`` of one class."""
-        place = query.class_place
-        data = query.read_layer("classes")
-        return _answer(data, {}, {"roles": self._class_roles(query, data)[:, place]})
+        part = classes_part(query.index, query.layer, klass=query.class_place)
+        series = query.read(layer_tag(query.layer.name, "classes"), part)
+        return _answer(series, {}, {"roles": series.stack("roles", np.empty((0, query.layer.units), np.uint8))})
 
     def _unit(self, query: Query) -> bytes:
         """``roles [steps, classes]`` of one unit."""
-        unit = query.number("unit", query.layer["units"])
-        data = query.read_layer("classes")
-        return _answer(data, {}, {"roles": self._class_roles(query, data)[:, :, unit]})
-
-    def _class_roles(self, query: Query, data: list[Datum]) -> Array:
-        """``[steps, classes, units]``; a report with fewer classes than the first leaves ``NO_ROLE``."""
-        classes, units = len(query.index["classes"]), query.layer["units"]
-        roles = np.full((len(data), classes, units), NO_ROLE, np.uint8)
-        for whole, datum in zip(roles, data, strict=True):
-            logged = datum.arrays["roles"][:classes]
-            whole[: len(logged)] = logged
-        # A removed unit is removed for every class, also for those that have no images.
-        removed = (roles == REMOVED).any(1, keepdims=True) & (roles == NO_ROLE)
-        roles[removed] = REMOVED
-        return roles
+        part = classes_part(query.index, query.layer, unit=query.number("unit", query.layer.units))
+        series = query.read(layer_tag(query.layer.name, "classes"), part)
+        return _answer(series, {}, {"roles": series.stack("roles", np.empty((0, len(query.index.classes)), np.uint8))})
 
     def _curves(self, query: Query) -> bytes:
         """Ablation curves of all steps, for all classes or one: points one curve behind the other."""
-        klass = None if query.text("class", "all") == "all" else query.index["classes"][query.class_place]
-        data = query.read_layer("curves")
-        described: list[dict[str, Any]] = []
-        parts: dict[str, list[Array]] = {name: [] for name in ("ablated", "loss", "accuracy", "top5")}
-        for at, datum in enumerate(data):
-            start = 0
-            for curve in datum.info["curves"]:
-                stop = start + curve["points"]
-                if curve["class"] == klass:
-                    described.append({**curve, "at": at})
-                    for name, chunks in parts.items():
-                        chunks.append(datum.arrays[name][start:stop])
-                start = stop
-        arrays = {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
-        return _answer(data, {"curves": described}, arrays)
+        klass = None if query.text("class", "all") == "all" else query.index.classes[query.class_place]
+        series = query.read(layer_tag(query.layer.name, "curves"), curves_part(query.index, query.layer, klass))
+        described = [{**curve, "at": at} for at, row in enumerate(series.rows) for curve in row.content.info["curves"]]
+        arrays = {
+            name: np.concatenate([np.empty(0, kind), *(row.content.arrays[name] for row in series.rows)])
+            for name, kind in CURVE_FIELDS.items()
+        }
+        rankings = curve_rankings(described, arrays["ablated"], arrays["accuracy"])
+        return _answer(series, {"curves": described, "rankings": rankings}, arrays)
 
 
 class Query:
@@ -253,72 +248,57 @@ class Query:
     @cached_property
     def run(self) -> str:
         """The run that the request names."""
-        run = self.text("run")
-        if run not in self.runs or _read_index(self.runs[run]) is None:
-            raise RequestError(404, "There is no such run with unit roles.")
-        return run
+        wanted = self.text("run")
+        for run in self.runs:
+            if printable(run) == wanted:
+                return run
+        raise RequestError(404, "There is no such run with unit roles.")
 
     @cached_property
-    def index(self) -> dict[str, Any]:
+    def index(self) -> RunIndex:
         """What the first report of the run froze."""
-        index = _read_index(self.runs[self.run])
-        assert index is not None  # `run` has checked it
-        return index
+        try:
+            return _index_of(self.runs[self.run])
+        except UnreadableError as error:
+            raise RequestError(404, f"The run cannot be shown: {error}.") from None
 
     @cached_property
-    def layer(self) -> dict[str, Any]:
+    def layer(self) -> LayerIndex:
         """The layer that the request names by its place in the index."""
-        layer: dict[str, Any] = self.index["layers"][self.number("layer", len(self.index["layers"]))]
-        return layer
+        return self.index.layers[self.number("layer", len(self.index.layers))]
 
     @cached_property
     def class_place(self) -> int:
         """Place of the requested class among those that were logged."""
-        return self.number("class", len(self.index["classes"]))
+        return self.number("class", len(self.index.classes))
 
-    def read_layer(self, part: str) -> list[Datum]:
-        """All steps of one part of the layer; steps at which it had another number of units at first are left out."""
-        data = self.read(layer_tag(self.layer["name"], part))
-        return [datum for datum in data if datum.info.get("units") == self.layer["units"]]
-
-    def read(self, tag: str) -> list[Datum]:
+    def read(self, tag: str, part: Part) -> Series:
         """All steps of one tag, in order, the last word on each step, without what cannot be read."""
-        found = self._provider.read_tensors(
-            self._context,
-            experiment_id=self._experiment,
-            plugin_name=PLUGIN_NAME,
-            downsample=ALL_STEPS,
-            run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
-        )
-        by_step = {datum.step: datum for datum in _readable(found.get(self.run, {}).get(tag, ()))}
-        return [by_step[step] for step in sorted(by_step)]
-
-
-def _readable(data: Any) -> Iterator[Datum]:
-    for logged in data:
         try:
-            info, arrays = unpack(inflate(logged.numpy.tobytes()))
-        except (ValueError, KeyError, TypeError):
-            continue
-        if info.get("format", FORMAT_VERSION + 1) <= FORMAT_VERSION:
-            yield Datum(int(logged.step), float(logged.wall_time), info, arrays)
+            found = self._provider.read_tensors(
+                self._context,
+                experiment_id=self._experiment,
+                plugin_name=PLUGIN_NAME,
+                downsample=ALL_STEPS,
+                run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
+            )
+        except Exception as error:
+            # TensorBoard decodes the tensors itself, and fails at one that does not hold what its shape says.
+            logger.warning("The tag %r of the run %r cannot be read: %r", tag, self.run, error)
+            return Series([], ["TensorBoard could not read what the log holds here."])
+        return read_series(found.get(self.run, {}).get(tag, ()), part)
 
 
-def _read_index(tags: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the first report of a run froze, or None where it is missing, broken or of a later version."""
+def _index_of(tags: Mapping[str, Any]) -> RunIndex:
     if OVERVIEW_TAG not in tags:
-        return None
-    try:
-        index: dict[str, Any] = json.loads(tags[OVERVIEW_TAG].plugin_content)
-        return index if index["format"] <= FORMAT_VERSION else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        raise UnreadableError("there is no overview of its layers")
+    return read_index(tags[OVERVIEW_TAG].plugin_content)
 
 
-def _answer(data: list[Datum], info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """A container with the steps and epochs of ``data`` beside what a view asked for."""
-    time = {
-        "steps": np.array([datum.step for datum in data], np.float64),
-        "epochs": np.array([datum.info["epoch"] for datum in data], np.float64),
-    }
-    return pack(info, {**time, **arrays})
+def _parts(layer: str, tags: Mapping[str, Any]) -> list[str]:
+    return [part for part in ("state", "classes", "curves") if layer_tag(layer, part) in tags]
+
+
+def _answer(series: Series, info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
+    """A container with the steps and epochs of the analyses beside what a view asked for."""
+    return pack({**info, "skipped": series.skipped}, {**answer_time(series), **arrays})

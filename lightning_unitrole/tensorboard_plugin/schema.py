@@ -8,30 +8,18 @@ FORMAT_VERSION = 1
 
 OVERVIEW_TAG = f"{PLUGIN_NAME}/overview"
 
-REMOVED = 254
-"""Role code of a unit that pruning has taken out of the layer."""
-NO_ROLE = 255
-"""Role code of a unit that no role is known of."""
-
-ROLES = (
-    {"code": 3, "name": "BOTH", "label": "Both", "meaning": "effective on training and on validation images"},
-    {"code": 1, "name": "TRAIN_ONLY", "label": "Train only", "meaning": "effective on training images alone"},
-    {"code": 2, "name": "VAL_ONLY", "label": "Val only", "meaning": "effective on validation images alone"},
-    {"code": 0, "name": "NEITHER", "label": "Neither", "meaning": "effective on neither"},
-    {"code": REMOVED, "name": "REMOVED", "label": "Removed", "meaning": "pruned away"},
-    {"code": NO_ROLE, "name": "NO_ROLE", "label": "No role", "meaning": "not known: no ablation, or no images"},
-)
-
 OVERVIEW_COLUMNS = (
     "present",  # units that are still there
     "units_both",  # how many of them have this role in most classes
     "units_train_only",
     "units_val_only",
     "units_neither",
+    "units_undecided",
     "pairs_both",  # share of the (class, unit) pairs with this role
     "pairs_train_only",
     "pairs_val_only",
     "pairs_neither",
+    "pairs_undecided",
     "units_changed",  # share of the units whose role in most classes differs from that of the report before
     "pairs_changed",  # share of the (class, unit) pairs whose role differs
     "entropy_q25",  # nats, over the units, validation images

@@ -25,17 +25,14 @@ from lightning_unitrole.errors import DataError
 from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.roles import UnitRole
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED, ROLES
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
     MEASURES,
-    NO_ROLE,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
-    REMOVED,
-    ROLES,
     layer_tag,
 )
 
@@ -45,6 +42,9 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 20
 """Per-class roles are logged for at most so many classes: a log of 1,000 of them would be 50 times as large."""
+
+_COUNTED = [role for role in ROLES if role.fill != "empty"]
+"""Roles whose shares of a layer add up to one."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _all_roles(layer: LayerReport) -> Array:
 def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
     units = len(roles)
     by_class = layer.roles.cpu().numpy()
-    useful = np.where(by_class == NO_ROLE, np.nan, by_class == UnitRole.BOTH)
+    useful = np.where(by_class > BOTH, np.nan, by_class == BOTH)
     measures = {
         "entropy_val": _mean_over_classes(layer.val.entropy),
         "entropy_train": _mean_over_classes(layer.train.entropy),
@@ -259,11 +259,12 @@ def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dic
         "random_gap": layer.val.random_gap,
     }
     if layer.summary.numel():
-        values |= {f"units_{role.name.lower()}": int((roles[0] == role).sum()) for role in UnitRole}
+        values |= {f"units_{role.name.lower()}": int((roles[0] == role.code).sum()) for role in _COUNTED}
     # In numpy, not by `layer.role_shares`: on a busy machine torch's threads wait for each other for milliseconds.
-    pairs = np.bincount(layer.roles.cpu().numpy().ravel(), minlength=NO_ROLE + 1)[: len(UnitRole)]
-    if pairs.sum():
-        values |= {f"pairs_{role.name.lower()}": float(pairs[role] / pairs.sum()) for role in UnitRole}
+    pairs = np.bincount(layer.roles.cpu().numpy().ravel(), minlength=NO_ROLE + 1)
+    total = sum(int(pairs[role.code]) for role in _COUNTED)
+    if total:
+        values |= {f"pairs_{role.name.lower()}": float(pairs[role.code] / total) for role in _COUNTED}
     if before is not None and before.shape == roles.shape:
         values["units_changed"] = _changed(before[:1], roles[:1])
         values["pairs_changed"] = _changed(before[1:], roles[1:])
@@ -281,7 +282,7 @@ def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dic
 
 def _changed(before: Array, after: Array) -> float:
     """Share of what has a role in both whose role differs."""
-    comparable = (before <= max(UnitRole)) & (after <= max(UnitRole))
+    comparable = (before <= BOTH) & (after <= BOTH)
     return float((before != after)[comparable].mean()) if comparable.any() else float("nan")
 
 
@@ -320,10 +321,9 @@ def _curves(layer: LayerReport, classes: Sequence[int]) -> tuple[list[dict[str, 
 
 
 def _metadata(known: PluginState) -> bytes:
-    """What TensorBoard keeps from the first event: the vocabulary and the index of layers and classes."""
+    """What TensorBoard keeps from the first event: the index of layers and classes."""
     content = {
         "format": FORMAT_VERSION,
-        "roles": ROLES,
         "layers": [
             {"name": name, "units": known.units[name], "map_size": list(known.map_sizes[name])} for name in known.layers
         ],

@@ -25,7 +25,7 @@ NON_FINITE = -1
 """What a backend's ``raw_births`` puts in the place of a birth point when the map holds NaN or infinity."""
 
 UNSETTLED = -2
-"""What the compiled scan returns for a map whose ties need more than one class."""
+"""What the compiled scan returns for a map whose ties take linear algebra."""
 
 
 def edge_count(height: int, width: int) -> int:
@@ -85,6 +85,22 @@ def check_maps(maps: Tensor, dims: int | None = None) -> None:
         raise DataError(f"Maps must have the shape {expected}, got {list(maps.shape)}.")
     if not maps.is_floating_point():
         raise DataError(f"Maps must be floating point, got {maps.dtype}; convert with maps.float() first.")
+
+
+def widened(maps: Tensor) -> Tensor:
+    """Maps in a type that torch computes with: float8, of which versions of torch know more or less, as float32.
+
+    Every float8 value is a float32 value, so births stay the same.
+
+    Raises:
+        DataError: torch cannot convert the type, as with packed pairs of float4.
+    """
+    if maps.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return maps
+    try:
+        return maps.float()
+    except RuntimeError as error:
+        raise DataError(f"torch {torch.__version__} cannot convert maps of type {maps.dtype} to float32.") from error
 
 
 def trivial_births(maps: Tensor) -> Tensor:

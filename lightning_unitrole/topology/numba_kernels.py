@@ -7,15 +7,14 @@ from typing import Any
 
 import numba
 import numpy as np
-from torch import Tensor
 
 from lightning_unitrole.topology.definition import NON_FINITE, UNSETTLED
 from lightning_unitrole.topology.numba_vectors import best_entry, enter, largest, least_below, relabel
-from lightning_unitrole.topology.ripser_backend import step_numbers
 
 _SLOTS_BYTES = 24 << 10
 _BLOCK = 16
 """Neighbouring units staged together when the columns of a map do not lie side by side (channels_last)."""
+_FILLED, _OPEN, _UNKNOWN = 0, 1, 2
 
 
 def _jit(function: Callable[..., Any]) -> Any:
@@ -78,13 +77,13 @@ def _make_scan(side: int, half: bool) -> Any:
         keys = np.empty(slots * side * side, key_type)
         row_best = np.empty(slots * side, packed_type)
         neighbours = np.zeros(slots * side * words, np.uint64)
-        label = np.zeros(slots * side * words, np.uint64)
+        waiting = np.zeros(slots * side * words, np.uint64)
         component = np.empty(slots * side, np.uint16)
         step = np.zeros(slots, np.int64)
         last = np.zeros(slots, np.int64)
         lowest = np.zeros(slots, np.int64)
-        live = np.zeros(slots, np.bool_)
-        dropped = np.zeros(slots, np.bool_)
+        suspected = np.zeros(slots, np.bool_)
+        tied = np.zeros(slots, np.bool_)
         number = np.zeros(slots, np.int64)
         order = np.arange(slots)
         busy, following, unsettled = 0, begin, 0
@@ -153,8 +152,7 @@ def _make_scan(side: int, half: bool) -> Any:
                 step[slot] = 0
                 last[slot] = before_first
                 lowest[slot] = before_first if height == width else absent
-                live[slot] = False
-                dropped[slot] = False
+                suspected[slot] = False
                 following += 1
                 busy += 1
             if busy == 0:
@@ -170,18 +168,26 @@ def _make_scan(side: int, half: bool) -> Any:
                 birth = -1
                 if key != last[slot]:
                     # A step has ended, and the first Betti number is known.
-                    if live[slot]:
-                        birth = step[slot] - 1
-                    elif dropped[slot]:
-                        birth = UNSETTLED
-                        unsettled += 1
-                    elif step[slot] == limit or key <= absent:
+                    if suspected[slot]:
+                        if not tied[slot]:
+                            birth = step[slot] - 1
+                        else:
+                            found = close(neighbours, waiting, first_row * words, side, words)
+                            suspected[slot] = found != _FILLED
+                            if found == _OPEN:
+                                birth = step[slot] - 1
+                            elif found == _UNKNOWN:
+                                birth = UNSETTLED
+                                unsettled += 1
+                    if birth == -1 and (step[slot] == limit or key <= absent):
                         birth = 0
                     step[slot] += 1
                     last[slot] = key
+                    tied[slot] = False
                 else:
                     # Equals are often the many zeros after a ReLU. The lowest step completes the graph: no cycle is
                     # left.
+                    tied[slot] = True
                     if lowest[slot] == before_first:
                         least = before_first
                         for element in range(first_row * side, (first_row + side) * side, lanes):
@@ -190,9 +196,9 @@ def _make_scan(side: int, half: bool) -> Any:
                     if lowest[slot] == key:
                         birth = 0
                 if birth != -1:
-                    if live[slot]:
+                    if suspected[slot]:
                         for vertex in range(first_row * words, (first_row + side) * words):
-                            label[vertex] = zero
+                            waiting[vertex] = zero
                     out[number[slot]] = birth
                     busy -= 1
                     order[place] = order[busy]
@@ -215,38 +221,68 @@ def _make_scan(side: int, half: bool) -> Any:
                 for word in range(words):
                     common |= neighbours[row_u * words + word] & neighbours[row_v * words + word]
                 kept, gone = component[row_u], component[row_v]
-                marked = False
-                if common == zero:
-                    if kept == gone:  # a suspect
-                        if live[slot]:
-                            dropped[slot] = True
-                        else:
-                            live[slot] = marked = True
-                elif live[slot]:
-                    # The triangles over this edge must agree on its label, or the class ends.
-                    ones, zeros = False, False
-                    for word in range(words):
-                        shared = neighbours[row_u * words + word] & neighbours[row_v * words + word]
-                        through = (label[row_u * words + word] ^ label[row_v * words + word]) & shared
-                        ones |= through != zero
-                        zeros |= through != shared
-                    if ones and zeros:
-                        live[slot] = False
-                        for vertex in range(first_row * words, (first_row + side) * words):
-                            label[vertex] = zero
-                    else:
-                        marked = ones
-                for vertex in range(0, side, lanes):
-                    relabel(component, first_row + vertex, kept, gone, lanes)
-                neighbours[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
-                neighbours[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
-                if marked:
-                    label[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
-                    label[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
+                if common == zero and kept == gone:
+                    suspected[slot] = True
+                    waiting[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
+                    waiting[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
+                else:
+                    for vertex in range(0, side, lanes):
+                        relabel(component, first_row + vertex, kept, gone, lanes)
+                    neighbours[row_u * words + (v >> 6)] |= one << np.uint64(v & 63)
+                    neighbours[row_v * words + (u >> 6)] |= one << np.uint64(u & 63)
                 place += 1
         return unsettled
 
     return _jit(kernel)
+
+
+@_jit
+def close(neighbours, waiting, begin, side, words):
+    """What becomes of the suspects of a step, all others of whose edges have entered.
+
+    The edges of a step may enter in any order, so the suspects that have a common neighbour by now enter too, again
+    and again, for each may be the neighbour that another lacks. Of those that are left each opens a class, and the
+    triangles among them and the graph are the relations: an edge in none is open for good, and if no triangle consists
+    of suspects alone, the cochain that is 1 on all of them meets every relation (see ``torch_ties``).
+
+    Args:
+        neighbours: the graph, as rows of ``words`` 64-bit words, from ``begin`` on.
+        waiting: the suspects, likewise.
+        begin: where the rows of this map begin in both arrays.
+        side: number of rows.
+        words: words of a row.
+
+    Returns:
+        ``_FILLED``, ``_OPEN``, or ``_UNKNOWN`` where only linear algebra can tell.
+    """
+    zero, one = np.uint64(0), np.uint64(1)
+    while True:
+        entered, left, alone, triangle = False, False, False, False
+        for u in range(side):
+            row_u = begin + u * words
+            for v in range(u):
+                if (waiting[row_u + (v >> 6)] >> np.uint64(v & 63)) & one == zero:
+                    continue
+                row_v = begin + v * words
+                common, either, suspects = zero, zero, zero
+                for word in range(words):
+                    near_u, near_v = neighbours[row_u + word], neighbours[row_v + word]
+                    wait_u, wait_v = waiting[row_u + word], waiting[row_v + word]
+                    common |= near_u & near_v
+                    either |= (near_u | wait_u) & (near_v | wait_v)
+                    suspects |= wait_u & wait_v
+                if common != zero:
+                    entered = True
+                    neighbours[row_u + (v >> 6)] |= one << np.uint64(v & 63)
+                    neighbours[row_v + (u >> 6)] |= one << np.uint64(u & 63)
+                    waiting[row_u + (v >> 6)] ^= one << np.uint64(v & 63)
+                    waiting[row_v + (u >> 6)] ^= one << np.uint64(u & 63)
+                else:
+                    left = True
+                    alone |= either == zero
+                    triangle |= suspects != zero
+        if not entered:
+            return _FILLED if not left else _OPEN if alone or not triangle else _UNKNOWN
 
 
 @_jit
@@ -260,99 +296,3 @@ def add(births, groups, counts, non_finite):
                 counts[group, unit, birth] += 1
             else:
                 non_finite[group, unit] += 1
-
-
-def settle(map_: Tensor, steps: int) -> int:
-    """Birth of one map ``[H, W]`` whose ties matter, following as many cohomology classes as there are."""
-    matrix = step_numbers(map_.double().numpy())
-    n = len(matrix)
-    u, v = np.triu_indices(n, 1)
-    order = np.argsort(matrix[u, v], kind="stable")
-    order = order[: np.searchsorted(matrix[u, v][order], steps, side="right")]
-    words = 1
-    while True:
-        birth: int = _settle(n, u[order], v[order], matrix[u, v][order].astype(np.int64), words)
-        if birth != UNSETTLED:
-            return birth
-        words *= 8  # a flag complex on n vertices has a first Betti number below n * n / 4, so this ends
-
-
-@_jit
-def _settle(n, u, v, step, words):
-    """First Betti number step by step, from cohomology over GF(2) followed edge by edge.
-
-    Every suspect opens a class: the cochain that is 1 on this edge alone. A later edge with common neighbours
-    extends every class in one way at most: the triangles with all common neighbours must agree on its label. Where
-    they disagree, one class dies (it is added to the others that disagree). A class that lives at the end of a step
-    is a cycle that the step left open.
-
-    Args:
-        n: number of vertices.
-        u: first ends of the edges, in the order in which they enter.
-        v: second ends.
-        step: steps at which the edges enter, from 1.
-        words: number of 64-bit words of an edge's label, one bit a class.
-
-    Returns:
-        the birth point, 0 for none, ``UNSETTLED`` if the bits did not suffice.
-    """
-    zero, one = np.uint64(0), np.uint64(1)
-    adjacent = np.zeros((n, n), np.bool_)
-    label = np.zeros((n, n, words), np.uint64)
-    component = np.arange(n)
-    live = np.zeros(words, np.uint64)
-    new, clash = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
-    dropped = False
-    for edge in range(len(u)):
-        a, b = u[edge], v[edge]
-        shared = False
-        new[:] = zero
-        for w in range(n):
-            if not (adjacent[a, w] and adjacent[b, w]):
-                continue
-            if not shared:
-                shared = True
-                for word in range(words):
-                    new[word] = label[a, w, word] ^ label[b, w, word]
-                continue
-            pivot_word = -1
-            for word in range(words):
-                clash[word] = label[a, w, word] ^ label[b, w, word] ^ new[word]
-                if clash[word] != zero and pivot_word < 0:
-                    pivot_word = word
-            if pivot_word >= 0:
-                pivot = clash[pivot_word] & (~clash[pivot_word] + one)
-                live[pivot_word] &= ~pivot
-                for i in range(n):
-                    for j in range(n):
-                        if label[i, j, pivot_word] & pivot != zero:
-                            for word in range(words):
-                                label[i, j, word] ^= clash[word]
-                if new[pivot_word] & pivot != zero:
-                    for word in range(words):
-                        new[word] ^= clash[word]
-        if not shared and component[a] == component[b]:
-            slot_word = -1
-            for word in range(words):
-                if ~live[word] != zero and slot_word < 0:
-                    slot_word = word
-            if slot_word < 0:
-                dropped = True
-            else:
-                slot = ~live[slot_word] & (live[slot_word] + one)
-                live[slot_word] |= slot
-                new[slot_word] = slot
-        gone = component[b]
-        for w in range(n):
-            if component[w] == gone:
-                component[w] = component[a]
-        adjacent[a, b] = adjacent[b, a] = True
-        for word in range(words):
-            label[a, b, word] = label[b, a, word] = new[word]
-        if edge + 1 == len(u) or step[edge + 1] != step[edge]:
-            for word in range(words):
-                if live[word] != zero:
-                    return step[edge] - 1
-            if dropped:
-                return UNSETTLED
-    return 0

@@ -16,13 +16,11 @@ _INTEGER_VIEW = {
 def as_integers(maps: Tensor) -> tuple[Tensor, int]:
     """The bits of ``maps [B, U, H, W]`` as sign and magnitude in 16 or 32 bits, and the magnitude of infinity.
 
-    float32, float16 and bfloat16 are viewed where they lie. float8 is widened. float64 does not fit: its values are
-    replaced by their dense ranks within each map, which are in the same order.
+    float32, float16 and bfloat16 are viewed where they lie. float64 does not fit: its values are replaced by their
+    dense ranks within each map, which are in the same order.
     """
     if maps.dtype == torch.float64:
         return _ranks(maps), 0x7F800000
-    if maps.dtype not in _INTEGER_VIEW:
-        maps = maps.float()
     integer, infinity = _INTEGER_VIEW[maps.dtype]
     return maps.view(integer), infinity
 

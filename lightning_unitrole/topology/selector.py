@@ -17,6 +17,7 @@ from lightning_unitrole.topology.definition import (
     check_maps,
     check_settings,
     step_limit,
+    widened,
 )
 
 BACKENDS = ("auto", "ripser", "torch", "numba", "triton")
@@ -68,7 +69,7 @@ def birth_points(
         stacked = maps[(None,) * (4 - maps.dim())]
     else:
         stacked = maps.flatten(0, -4)
-    births: Tensor = module.raw_births(stacked, step_limit(height, width, max_birth, max_density))
+    births: Tensor = module.raw_births(widened(stacked), step_limit(height, width, max_birth, max_density))
     return births.clamp(min=0).long().reshape(maps.shape[:-2])
 
 
@@ -107,6 +108,7 @@ def count_births(
     check_settings(max_birth, max_density)
     check_maps(maps, dims=4)
     _check_counting(maps, groups, counts, non_finite, max_birth)
+    maps = widened(maps)
     height, width = maps.shape[-2:]
     module = _backend(backend, maps.device, max(height, width), max_birth)
     steps = step_limit(height, width, max_birth, max_density)

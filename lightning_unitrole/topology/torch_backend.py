@@ -78,7 +78,7 @@ def _settle_in_parts(
 def _weights(maps: Tensor, ends: Tensor) -> Tensor:
     """Edge weights ``[N, E]`` of ``maps [N, H, W]`` for the vertex pairs ``ends [2, E]``; -inf for no edge."""
     if maps.dtype not in (torch.float32, torch.float64):
-        maps = maps.float()  # half precisions and float8 fit into float32 exactly
+        maps = maps.float()  # half precisions fit into float32 exactly
     height, width = maps.shape[1:]
     n = max(height, width)
     if height != width:

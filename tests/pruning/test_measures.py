@@ -4,7 +4,7 @@ import torch
 from pruned import Chain, Frozen, Net, conv, images, seeded
 from torch import nn
 
-from lightning_unitrole.pruning.measures import count_macs, count_parameters, measure_latency
+from lightning_unitrole.pruning.network import count_macs, count_parameters, measure_latency
 
 
 def test_by_hand() -> None:

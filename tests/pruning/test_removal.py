@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_unitrole.pruning.measures import count_macs, count_parameters
 from networks import BatchMean, CifarNet, DataDependent, FixedView, InPlaceTraps, PartOfBuffer, PreActNet, SqueezeNet
 from pruned import (
     Chain,
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from lightning_unitrole.errors import DataError, SettingError, TraceError
 from lightning_unitrole.pruning.equivalence import remove_checked
 from lightning_unitrole.pruning.masking import UnitMask
+from lightning_unitrole.pruning.network import count_macs, count_parameters
 from lightning_unitrole.pruning.removal import Removal, plan_removal, regrow, remove
 from lightning_unitrole.pruning.selection import saving
 

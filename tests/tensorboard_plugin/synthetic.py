@@ -16,7 +16,8 @@ import torch
 from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.layer import LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.roles import NO_ROLE, UnitRole, summarize_roles
+from lightning_unitrole.reports.roles import UnitRole, summarize_roles
+from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -174,6 +175,19 @@ def log_epochs(
             step = (epoch + 1) * steps_per_epoch - 1
             known = write_report(writer, training.report(epoch, epochs, kept, step), step=step, known=known, kept=kept)
             yield epoch
+
+
+def with_undecided(report: UnitReport, units: Sequence[int]) -> UnitReport:
+    """The same report as if nobody could tell what some units are good for."""
+    from dataclasses import replace
+
+    layers = {}
+    for name, layer in report.layers.items():
+        roles, summary = layer.roles.clone(), layer.summary.clone()
+        roles[:, list(units)] = UNDECIDED
+        summary[list(units)] = UNDECIDED
+        layers[name] = replace(layer, roles=roles, summary=summary)
+    return replace(report, layers=layers)
 
 
 def without_images(report: UnitReport, klass: int) -> UnitReport:

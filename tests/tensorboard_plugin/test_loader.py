@@ -35,7 +35,7 @@ def test_the_plugin_needs_no_torch() -> None:
 
 
 def test_this_check_can_fail() -> None:
-    assert "torch" in loaded_by("import lightning_unitrole.results")
+    assert "torch" in loaded_by("import lightning_unitrole.reports.report")
 
 
 def test_the_package_does_not_load_tensorboard() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
+import struct
 import zlib
 
 import numpy as np
 import pytest
 
-from lightning_unitrole.tensorboard_plugin import packing
 from lightning_unitrole.tensorboard_plugin.packing import ALIGNMENT, DTYPES, deflate, inflate, pack, unpack
 
 
@@ -53,12 +54,46 @@ def test_a_deflated_container_comes_back() -> None:
     assert len(deflate(data)) < len(data) / 10
 
 
-def test_damaged_and_huge_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_and_huge_data_are_refused() -> None:
     whole = deflate(bytes(5000))
     with pytest.raises(ValueError, match="damaged"):
         inflate(b"not deflated")
     with pytest.raises(ValueError, match="cut off"):
         inflate(whole[:-5])
-    monkeypatch.setattr(packing, "MAX_BYTES", 4000)
     with pytest.raises(ValueError, match="more than 4000 bytes"):
-        inflate(zlib.compress(bytes(5000)))
+        inflate(zlib.compress(bytes(5000)), 4000)
+
+
+def described(*arrays: object, info: object = None) -> bytes:
+    """A container with 16 bytes of data and whatever header."""
+    header = json.dumps({"info": info or {}, "arrays": arrays}).encode()
+    return b"URB1" + struct.pack("<I", len(header)) + header + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        (described(["a", "u1", [17], 0]), "fewer bytes than the header says"),
+        (described(["a", "f8", [2], 8]), "fewer bytes than the header says"),
+        (described(["a", "u1", [2**40], 0]), "impossible size"),
+        (described(["a", "u1", [2**20, 2**20, 2**20], 0]), "fewer bytes than the header says"),
+        (described(["a", "u1", [-1], 0]), "impossible size"),
+        (described(["a", "u1", [True], 0]), "impossible size"),
+        (described(["a", "u1", [1.0], 0]), "impossible size"),
+        (described(["a", "u1", [1], -4]), "impossible size"),
+        (described(["a", "u1", 16, 0]), "impossible size"),
+        (described(["a", "u1", [1] * 9, 0]), "impossible size"),
+        (described(["a", "O", [1], 0]), "unknown type"),
+        (described(["a", ["u1"], [1], 0]), "unknown type"),
+        (described([["a"], "u1", [1], 0]), "unknown type"),
+        (described("a"), "header is damaged"),
+        (described(*[["a", "u1", [1], 0]] * 65), "header is damaged"),
+        (described(info=[1]), "header is damaged"),
+        (b"URB1" + struct.pack("<I", 4) + b"[]  ", "header is damaged"),
+        (b"URB1" + struct.pack("<I", 100_000) + b"[" * 100_000, "header is damaged"),
+        (b"URB1" + struct.pack("<I", 2**32 - 1) + b"{}", "header is longer"),
+    ],
+)
+def test_a_header_is_not_believed(container: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        unpack(container)

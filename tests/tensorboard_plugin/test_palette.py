@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import numpy as np
 import pytest
 
-from lightning_unitrole.tensorboard_plugin.plugin import STATIC
+from lightning_unitrole.reports.vocabulary import BACKGROUND, REMOVED, ROLE_OF, ROLES, UNDECIDED
 
 # Machado, Oliveira & Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
 # severity 1, on linear RGB.
@@ -38,20 +37,50 @@ def perceived(colour: str, sight: str) -> np.ndarray:
     return np.array(OKLAB) @ np.cbrt(np.array(LMS) @ seen)
 
 
-def colours(theme: str) -> dict[str, str]:
-    text = (STATIC / "palette.js").read_text(encoding="utf-8")
-    (found,) = re.findall(rf"^  {theme}: {{ (.*) }},$", text, re.MULTILINE)
-    return dict(re.findall(r"(\w+): '(#\w{6})'", found))
+def luminance(colour: str) -> float:
+    srgb = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio as WCAG 2 defines it, 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def colours(theme: str, *fills: str) -> dict[str, str]:
+    return {role.name: getattr(role, theme) for role in ROLES if role.fill in fills}
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_roles_can_be_told_apart(theme: str, sight: str) -> None:
-    shown = {name: perceived(colours(theme)[name], sight) for name in ("3", "2", "1", "0", "background")}
+    shown = {name: perceived(colour, sight) for name, colour in colours(theme, "solid").items()}
+    shown["background"] = perceived(BACKGROUND[theme], sight)
     for one, other in itertools.combinations(shown, 2):
         assert np.linalg.norm(shown[one] - shown[other]) > 0.14, (one, other)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_mark_stands_out_from_the_background(theme: str) -> None:
+    marks = colours(theme, "solid", "hatched")
+    assert len(marks) == 5
+    for name, colour in marks.items():
+        assert contrast(colour, BACKGROUND[theme]) >= 3, name
+
+
+def test_figures_use_the_colours_of_the_light_theme_on_white() -> None:
+    assert BACKGROUND["light"] == "#ffffff"
+    assert all(role.matplotlib == role.light for role in ROLES)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_undecided_is_hatched_and_has_no_colour_of_a_role(theme: str) -> None:
+    assert ROLE_OF[UNDECIDED].fill == "hatched"
+    assert getattr(ROLE_OF[UNDECIDED], theme) not in colours(theme, "solid").values()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_removed_units_vanish_into_the_background(theme: str) -> None:
-    assert colours(theme)["254"] == colours(theme)["background"]
+    assert getattr(ROLE_OF[REMOVED], theme) == BACKGROUND[theme]

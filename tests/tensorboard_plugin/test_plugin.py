@@ -16,10 +16,13 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard_plugin.conftest import EPOCHS, MARKUP
 from werkzeug.test import Client, TestResponse
 
+from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES, ranking_verdict
 from lightning_unitrole.tensorboard_plugin import plugin as plugin_module
-from lightning_unitrole.tensorboard_plugin.packing import Array, unpack
+from lightning_unitrole.tensorboard_plugin import reading
+from lightning_unitrole.tensorboard_plugin.contents import state_part
+from lightning_unitrole.tensorboard_plugin.index import LayerIndex
+from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
-from lightning_unitrole.tensorboard_plugin.schema import NO_ROLE, REMOVED
 
 PREFIX = "/data/plugin/unit_roles"
 
@@ -81,6 +84,36 @@ def test_the_overview_has_a_row_for_each_layer(client: Client) -> None:
     info, overview = read(client, "overview", run="pruned")
     assert overview["table"].shape == (EPOCHS, 2, len(info["columns"]))
     assert overview["table"][-1, :, info["columns"].index("present")].tolist() == [12, 36]
+
+
+def test_the_vocabulary_is_the_packages_own(client: Client) -> None:
+    sent = client.get(f"{PREFIX}/vocabulary").json["roles"]
+    assert [(role["code"], role["label"], role["meaning"]) for role in sent] == [
+        (role.code, role.label, role.meaning) for role in ROLES
+    ]
+
+
+def test_no_script_or_style_repeats_the_vocabulary() -> None:
+    for name in STATIC_FILES:
+        text = (STATIC / name).read_text(encoding="utf-8")
+        for role in ROLES:
+            found = [role.light, role.dark, f"'{role.label}'", f"{role.code}: '", role.meaning]
+            assert not [copy for copy in found if copy.lower() in text.lower() and copy != "#ffffff"], (name, role.name)
+
+
+def test_overview_and_curves_agree_on_the_ranking_with_the_package(client: Client) -> None:
+    info, overview = read(client, "overview", run="baseline")
+    columns = info["columns"]
+    gap, random = (overview["table"][-1, 1, columns.index(name)] for name in ("ranking_gap", "random_gap"))
+    expected = ranking_verdict(float(gap), float(random))
+    assert info["verdicts"][overview["verdict"][-1, 1]]["text"] == expected
+    curves, _ = read(client, "curves", run="baseline", layer=1)
+    (ranking,) = [each for each in curves["rankings"] if (each["at"], each["split"]) == (EPOCHS - 1, "val")]
+    assert ranking["text"] == expected
+    assert ranking["gap"] == pytest.approx(gap, abs=2e-3)
+    assert ranking["over_random"] == pytest.approx(gap - random, abs=2e-3)
+    by_class, _ = read(client, "curves", run="baseline", layer=1, **{"class": 0})
+    assert {each["text"] for each in by_class["rankings"]} == {"The ranking was not put to the test."}
 
 
 def test_classes_and_units_are_cuts_of_the_same_roles(client: Client) -> None:
@@ -163,13 +196,23 @@ def test_the_page_asks_nobody_else_and_writes_no_markup() -> None:
         )
 
 
+def test_no_line_of_the_tab_is_longer_than_the_house_allows() -> None:
+    """The formatter breaks code, but not strings and style sheets."""
+    for name in STATIC_FILES:
+        lines = (STATIC / name).read_text(encoding="utf-8").splitlines()
+        assert max(map(len, lines)) <= 120, name
+
+
 def test_a_layer_that_began_with_another_number_of_units_is_left_out(client: Client, logs: Path) -> None:
-    data = provider(logs)
-    query = plugin_module.Query(
-        data, SimpleNamespace(environ={}, args=SimpleNamespace(getlist=lambda name: ["baseline"]))
-    )
-    query.__dict__["layer"] = {"name": "features.0", "units": 17}
-    assert query.read_layer("state") == []
+    request = SimpleNamespace(environ={}, args=SimpleNamespace(getlist=lambda name: ["baseline"]))
+    query = plugin_module.Query(provider(logs), request)
+    layer = LayerIndex("features.0", 17, (28, 28))
+    series = query.read("unit_roles/features.0/state", state_part(layer, ["roles"]))
+    assert series.rows == []
+    assert "did not begin with 17 units" in series.skipped[0]
+
+
+INDEX = {"format": 1, "classes": [], "class_names": [], "num_classes": 0, "criterion": "feature_entropy"}
 
 
 class Broken:
@@ -191,15 +234,65 @@ class Broken:
 def test_a_run_with_unreadable_metadata_is_passed_over(content: bytes) -> None:
     plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content)))
     client = Client(plugin.get_plugin_apps()["/runs"])
-    assert client.get("/").json["runs"] == []
+    answer = client.get("/").json
+    assert answer["runs"] == []
+    (skipped,) = answer["skipped"]
+    assert skipped["run"] == "run"
+    assert skipped["reason"].startswith("The run cannot be shown: ")
+
+
+def test_a_run_of_a_newer_version_says_what_to_do() -> None:
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(b'{"format": 99}')))
+    (skipped,) = Client(plugin.get_plugin_apps()["/runs"]).get("/").json["skipped"]
+    assert skipped["reason"] == (
+        "The run cannot be shown: a newer version of lightning_unitrole wrote format 99, and this one reads formats up "
+        "to 1; update the package to see what it wrote."
+    )
+    response = Client(plugin.get_plugin_apps()["/overview"]).get("/?run=run")
+    assert response.status_code == 404
+    assert "format 99" in response.json["error"]
+
+
+def test_a_step_of_a_newer_version_is_passed_over_and_told() -> None:
+    content = json.dumps({**INDEX, "layers": [{"name": "conv", "units": 2, "map_size": [4, 4]}]}).encode()
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content, deflate(pack({"format": 2}, {})))))
+    info, arrays = unpack(Client(plugin.get_plugin_apps()["/overview"]).get("/?run=run").data)
+    assert arrays["steps"].size == 0
+    assert "1 of 1 analysis cannot be shown: a newer version of lightning_unitrole wrote format 2" in info["skipped"][0]
+
+
+def test_a_layer_that_cannot_be_shown_takes_no_other_with_it() -> None:
+    good = {"name": "conv", "units": 2, "map_size": [4, 4]}
+    layers = [{**good, "units": -1}, good, good, {**good, "name": 7}, {**good, "name": "b", "map_size": [4]}, None]
+    content = json.dumps({**INDEX, "layers": layers}).encode()
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content)))
+    answer = Client(plugin.get_plugin_apps()["/runs"]).get("/").json
+    assert [layer["name"] for layer in answer["runs"][0]["layers"]] == ["conv"]
+    assert len(answer["skipped"]) == 5
+
+
+def test_a_long_answer_is_thinned_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LayerIndex("conv", 100, (4, 4))
+    info = {"format": 1, "epoch": 0, "units": 100}
+    container = np.frombuffer(deflate(pack(info, {"roles": np.zeros(100, np.uint8)})), np.uint8)
+    events = [SimpleNamespace(step=step, numpy=container) for step in range(50)]
+    monkeypatch.setattr(reading, "MAX_ANSWER_BYTES", 1600)
+    series = reading.read_series(events, state_part(layer, ["roles"]))
+    assert [row.step for row in series.rows] == list(range(1, 50, 4))
+    assert series.skipped == ["Only one analysis in 4 is shown: all of them are too many for one view."]
+    monkeypatch.setattr(reading, "MAX_INFLATED_BYTES", 10 * 4096)
+    series = reading.read_series(events, state_part(layer, ["roles"]))
+    assert [row.step for row in series.rows] == list(range(40, 50))
+    assert series.skipped == ["40 of 50 analyses cannot be shown: there is too much data for one view."]
 
 
 def test_a_step_that_cannot_be_read_is_passed_over() -> None:
-    content = json.dumps({"format": 1, "layers": []}).encode()
+    content = json.dumps({**INDEX, "layers": [{"name": "conv", "units": 2, "map_size": [4, 4]}]}).encode()
     plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Broken(content, b"not a container")))
     client = Client(plugin.get_plugin_apps()["/overview"])
-    _, arrays = unpack(client.get("/?run=run").data)
+    info, arrays = unpack(client.get("/?run=run").data)
     assert arrays["steps"].size == 0
+    assert info["skipped"] == ["1 of 1 analysis cannot be shown: the bytes are damaged."]
 
 
 def test_without_a_data_provider_there_are_no_runs() -> None:

@@ -16,8 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole
+from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, unpack
-from lightning_unitrole.tensorboard_plugin.schema import NO_ROLE, OVERVIEW_COLUMNS, REMOVED
+from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
 from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
 
 SMALL = (Spec("conv1", 6, (8, 8)), Spec("conv2", 4, (4, 4)))
@@ -72,7 +73,7 @@ def test_every_tensor_names_plugin_and_data_class(log: Log) -> None:
         assert value.metadata.data_class == DATA_CLASS_TENSOR
 
 
-def test_the_first_metadata_hold_vocabulary_layers_and_classes(log: Log) -> None:
+def test_the_first_metadata_hold_layers_and_classes(log: Log) -> None:
     log.write(Training(SMALL).report(0, 5), 10)
     (content,) = {value.metadata.plugin_data.content for _, value in log.values()} - {b""}
     index = json.loads(content)
@@ -81,9 +82,7 @@ def test_the_first_metadata_hold_vocabulary_layers_and_classes(log: Log) -> None
         {"name": "conv2", "units": 4, "map_size": [4, 4]},
     ]
     assert index["class_names"] == list(CLASSES)
-    assert {role["name"]: role["code"] for role in index["roles"] if role["code"] < REMOVED} == {
-        role.name: int(role) for role in UnitRole
-    }
+    assert "roles" not in index, "what roles are called is the reader's business"
 
 
 def test_state_and_classes_hold_what_the_report_says(log: Log) -> None:
@@ -156,6 +155,24 @@ def test_the_overview_counts_units_pairs_and_changes(log: Log) -> None:
     assert rows[20]["entropy_q50"] == pytest.approx(float(after.val.entropy.nanmean(0).nanquantile(0.5)), rel=1e-3)
     assert rows[20]["ranking_gap"] == pytest.approx(after.ranking_gap)
     assert rows[20]["turning_val"] == pytest.approx(after.val.curves["least_first"].turning_point / 6)
+
+
+def test_an_undecided_pair_has_a_share_but_is_neither_useful_nor_a_change(log: Log) -> None:
+    report = Training(SMALL).report(2, 5)
+    log.write(report, 7)
+    layer = report.layers["conv1"]
+    roles, summary = layer.roles.clone(), layer.summary.clone()
+    roles[0], summary[4] = UNDECIDED, UNDECIDED
+    log.write(replace(report, layers={"conv1": replace(layer, roles=roles, summary=summary)}), 8)
+    row = log.overview()[8]
+    assert row["pairs_undecided"] == pytest.approx(1 / len(CLASSES))
+    assert sum(share for name, share in row.items() if name.startswith("pairs_") and "changed" not in name) == (
+        pytest.approx(1)
+    )
+    assert row["units_undecided"] == 1
+    assert row["units_changed"] == row["pairs_changed"] == 0
+    useful = log.tag("unit_roles/conv1/state")[8][1]["useful"]
+    np.testing.assert_allclose(useful, (roles[1:] == UnitRole.BOTH).double().mean(0), rtol=1e-3)
 
 
 def test_without_ablation_there_are_no_roles_but_entropy(log: Log) -> None:

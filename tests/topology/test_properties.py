@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from topology_maps import gaussian, quantised
 from torch import Tensor
 
-from lightning_unitrole.topology import birth_points
-from lightning_unitrole.topology.numba_backend import UNSETTLED
+from lightning_unitrole.topology import birth_points, numba_backend, ripser_backend
+from lightning_unitrole.topology.torch_ties import _classes_survive
 
 # One example is a batch: the fast backends see thousands of maps.
 MAPS_PER_EXAMPLE = 40
@@ -34,6 +34,7 @@ def test_ties_as_ripser_has_them(maps: Tensor, max_density: float, max_birth: in
         assert torch.equal(found, expected), backend
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(tied_maps())
 def test_ties_in_triton(maps: Tensor) -> None:
@@ -66,29 +67,55 @@ def test_a_batch_is_its_maps() -> None:
 @pytest.mark.parametrize("closing", [True, False], ids=["filled", "open"])
 def test_more_classes_than_bits(words: int, closing: bool) -> None:
     """A complete bipartite graph opens (a - 1)(b - 1) classes; a vertex joined to everything fills them all."""
-    from lightning_unitrole.topology.numba_kernels import _settle
-    from lightning_unitrole.topology.torch_ties import _classes_survive
-
     a, b = 12, 11  # 110 classes
     n = a + b + 1
     bipartite = [(u, a + v) for u in range(a) for v in range(b)]
     cone = [(u, n - 1) for u in range(n - 1)] if closing else []
-    u, v = np.array(bipartite + cone).T
-    found = _settle(n, u, v, np.full(len(u), 5, np.int64), words)
-    enough = 64 * words >= (a - 1) * (b - 1)
-    expected = 4 if not closing else 0 if enough else UNSETTLED
-    assert found == expected
-
+    u, v = torch.tensor(bipartite + cone).T
     left = torch.zeros(1, n, n, dtype=torch.bool)
     left[0, u, v] = left[0, v, u] = True
-    # torch takes over once components are joined: a spanning tree stands.
+    # A spanning tree stands: this part of the code takes over once components are joined.
     tree = torch.zeros_like(left)
     for p, q in [(0, a + i) for i in range(b)] + [(i, a) for i in range(1, a)] + ([(0, n - 1)] if closing else []):
         tree[0, p, q] = tree[0, q, p] = True
     survives, unknown = _classes_survive(tree, left & ~tree, words)
     assert survives.item() is (not closing)
-    if enough:
+    if 64 * words >= (a - 1) * (b - 1):
         assert not unknown.item()
+
+
+# Three paths of two edges from vertex 0, whose far ends 4, 5 and 6 are three edges apart.
+SPIDER = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("step", "birth", "asked"),
+    [
+        pytest.param([(4, 5), (5, 6), (6, 4), (0, 4), (0, 5), (0, 6)], 0, 0, id="every-suspect-is-filled"),
+        pytest.param([(4, 5), (1, 5), (0, 5)], 0, 0, id="a-suspect-fills-the-next"),
+        pytest.param([(4, 5), (1, 5)], 1, 0, id="no-triangle-of-suspects"),
+        pytest.param([(4, 5), (5, 6), (6, 4), (7, 4), (7, 0)], 1, 0, id="a-suspect-in-no-triangle"),
+        pytest.param([(4, 5), (5, 6), (6, 4)], 1, 1, id="a-triangle-of-suspects"),
+    ],
+)
+def test_how_numba_closes_a_step(
+    step: list[tuple[int, int]], birth: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps_left = []
+
+    def last_word(map_: np.ndarray, steps: int) -> int:
+        maps_left.append(map_)
+        return ripser_backend.birth(map_, steps)
+
+    monkeypatch.setattr(numba_backend, "birth", last_word)
+    map_ = torch.zeros(8, 8)
+    for edges, value in ((SPIDER, 2.0), (step, 1.0)):
+        u, v = torch.tensor(edges).T
+        map_[u, v] = value
+    for order in torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(seed)) for seed in range(30)]):
+        permuted = map_[order][:, order]
+        assert birth_points(permuted, backend="numba") == birth_points(permuted, backend="ripser") == birth
+    assert len(maps_left) == 30 * asked
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])

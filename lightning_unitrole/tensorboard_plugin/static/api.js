@@ -13,13 +13,26 @@ async function request(path, parameters) {
   throw new Error(problem.error || `TensorBoard answered ${response.status} to ${path}.`);
 }
 
+// What roles are called and how they look; asked for once.
+export const vocabulary = async () => (await request('vocabulary')).json();
+
 export class Api {
   constructor() {
     this.cache = new Map();
   }
 
+  // runs, and what of the logs is skipped: [{run, reason}]
   async runs() {
-    return (await (await request('runs')).json()).runs;
+    return (await request('runs')).json();
+  }
+
+  // What the data that has been asked for leaves out: [{run, layer, reason}], each once.
+  skipped() {
+    const found = new Map();
+    for (const { run, layer, skipped } of this.cache.values()) {
+      for (const reason of skipped) found.set(JSON.stringify([run, layer, reason]), { run, layer, reason });
+    }
+    return [...found.values()];
   }
 
   // Forget what belongs to runs that have gone on; `unchanged` names the others.
@@ -54,8 +67,14 @@ export class Api {
       const alike = [...this.cache.keys()].filter((other) => JSON.parse(other)[0] === path);
       if (alike.length >= (KEEP[path] || 40)) this.cache.delete(alike[0]);
       const promise = request(path, parameters).then(async (response) => unpack(await response.arrayBuffer()));
-      promise.catch(() => this.cache.delete(key));
-      this.cache.set(key, { run: parameters.run, promise });
+      const entry = { run: parameters.run, layer: parameters.layer, skipped: [], promise };
+      promise.then(
+        ({ info }) => {
+          entry.skipped = info.skipped;
+        },
+        () => this.cache.delete(key),
+      );
+      this.cache.set(key, entry);
     }
     return this.cache.get(key).promise;
   }

@@ -2,8 +2,9 @@
 import { Api } from './api.js';
 import { indexOf } from './derive.js';
 import { choice, h, keepFocus, plural, select, whole } from './dom.js';
+import { buildFrame, emptyState, notice } from './frame.js';
 import { watchDarkMode, watchReload } from './host.js';
-import { Palette, ROLE } from './palette.js';
+import { Palette } from './palette.js';
 import { State } from './state.js';
 import { ablation } from './views/ablation.js';
 import { entropy } from './views/entropy.js';
@@ -12,23 +13,16 @@ import { runs } from './views/runs.js';
 import { transitions } from './views/transitions.js';
 import { unit } from './views/unit.js';
 import { units } from './views/units.js';
+import { ROLE, roleOf } from './vocabulary.js';
 
 const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs];
-const KEYS = [
-  ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
-  ['1 – 7', 'choose a view'],
-  ['[ ]', 'layer before, layer after'],
-  ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
-  ['P', 'play, pause'],
-  ['Esc', 'drop the filter'],
-  ['?', 'this list'],
-];
 
 export class App {
   constructor(root) {
     this.root = root;
     this.api = new Api();
     this.index = [];
+    this.skipped = []; // what of the logs cannot be shown
     this.drawn = new Map();
     this.timings = {}; // milliseconds to draw each view
     this.loads = {}; // the same from the request on
@@ -36,7 +30,7 @@ export class App {
   }
 
   async start() {
-    this.build();
+    Object.assign(this, buildFrame(this, VIEWS));
     watchDarkMode((dark) => {
       this.palette = new Palette(dark);
       this.palette.apply(document.documentElement);
@@ -54,54 +48,20 @@ export class App {
     await this.reload();
   }
 
-  build() {
-    this.tabs = h(
-      'nav',
-      { class: 'tabs', role: 'tablist', 'aria-label': 'Views' },
-      VIEWS.map((view, place) =>
-        h('button', { role: 'tab', id: `tab-${view.id}`, title: `${view.tab} (${place + 1})`, onclick: () => this.set({ view: view.id }) }, view.tab),
-      ),
-      h('button', { class: 'help', title: 'Keys (?)', 'aria-label': 'Keys', onclick: () => this.help.showModal() }, '?'),
-    );
-    this.controls = h('div', { class: 'controls' });
-    this.slider = h('input', { type: 'range', min: 0, step: 1, 'aria-label': 'Cursor: analysis', oninput: (event) => this.moveTo(Number(event.target.value)) });
-    this.readout = h('output', { class: 'readout' });
-    this.player = h('button', { class: 'icon', title: 'Play (P)', 'aria-label': 'Play', onclick: () => this.play() }, '▶');
-    this.cursor = h(
-      'div',
-      { class: 'cursor-bar' },
-      h('button', { class: 'icon', title: 'One analysis back (←)', 'aria-label': 'One analysis back', onclick: () => this.move(-1) }, '‹'),
-      this.slider,
-      h('button', { class: 'icon', title: 'One analysis on (→)', 'aria-label': 'One analysis on', onclick: () => this.move(1) }, '›'),
-      this.player,
-      this.readout,
-      h('span', { class: 'axis-choice' }),
-    );
-    this.message = h('div', { class: 'message', role: 'alert', hidden: true });
-    this.panels = new Map(VIEWS.map((view) => [view.id, h('section', { class: `view view-${view.id}`, role: 'tabpanel', 'aria-labelledby': `tab-${view.id}`, hidden: true })]));
-    this.main = h('main', {}, this.message, [...this.panels.values()]);
-    this.help = h(
-      'dialog',
-      { class: 'keys', 'aria-label': 'Keys' },
-      h('h2', {}, 'Keys'),
-      h('dl', {}, KEYS.map(([keys, what]) => [h('dt', {}, keys), h('dd', {}, what)])),
-      h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),
-    );
-    this.root.append(h('header', {}, this.tabs, this.controls, this.cursor), this.main, this.help);
-  }
-
   // --- data ---
 
   async reload() {
     try {
-      const index = await this.api.runs();
+      const { runs: index, skipped } = await this.api.runs();
       const key = (run) => JSON.stringify(run);
       const before = new Set(this.index.map(key));
       const unchanged = new Set(index.filter((run) => before.has(key(run))).map((run) => run.name));
-      const same = this.index.length === index.length && unchanged.size === index.length && index.length > 0;
+      const asBefore = unchanged.size === index.length && JSON.stringify(skipped) === JSON.stringify(this.skipped);
+      const same = this.index.length === index.length && asBefore && index.length > 0;
       if (same && !this.main.classList.contains('failed')) return;
       this.api.forget(unchanged);
       this.index = index;
+      this.skipped = skipped;
       this.loaded = true;
       await this.refresh();
     } catch (error) {
@@ -133,7 +93,13 @@ export class App {
   // Where the cursor is among the steps of some data, and how to label them.
   time({ steps, epochs }) {
     const byEpoch = this.state.get('axis') === 'epoch';
-    return { steps, epochs, labels: Array.from(byEpoch ? epochs : steps), axis: byEpoch ? 'epoch' : 'step', at: indexOf(steps, this.state.get('step')) };
+    return {
+      steps,
+      epochs,
+      labels: Array.from(byEpoch ? epochs : steps),
+      axis: byEpoch ? 'epoch' : 'step',
+      at: indexOf(steps, this.state.get('step')),
+    };
   }
 
   when(time, at) {
@@ -161,8 +127,14 @@ export class App {
     return { ...data, roles, units: layer.units };
   }
 
+  // The same with names of layers in the place of their numbers.
+  named(skipped) {
+    const layerOf = (run, layer) => this.index.find(({ name }) => name === run)?.layers[layer]?.name;
+    return skipped.map((each) => ({ ...each, layer: layerOf(each.run, each.layer) }));
+  }
+
   role(code) {
-    return this.run.roles.find((role) => role.code === code) || { code, label: String(code), meaning: '' };
+    return roleOf(code);
   }
 
   className(place) {
@@ -178,13 +150,18 @@ export class App {
 
   async refresh() {
     if (!this.loaded || !this.palette) return;
-    const token = (this.token = (this.token || 0) + 1);
-    if (!this.index.length) return this.say(emptyState());
+    this.token = (this.token || 0) + 1;
+    const { token } = this;
+    if (!this.index.length) {
+      this.notice.replaceChildren();
+      return this.say(emptyState(this.skipped));
+    }
     this.busy = true;
     const asked = performance.now();
     const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
     for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
-    for (const tab of this.tabs.querySelectorAll('[role=tab]')) tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
+    for (const tab of this.tabs.querySelectorAll('[role=tab]'))
+      tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
     this.drawControls(view);
     const panel = this.panels.get(view.id);
     if (!this.drawn.has(view.id)) this.drawn.set(view.id, view.create(this, panel));
@@ -193,7 +170,11 @@ export class App {
     try {
       const [steps, data] = await Promise.all([this.api.overview(this.run.name), instance.load()]);
       if (token !== this.token) return;
-      if (!steps.steps.length) throw new Error(`no analysis of the run “${this.run.name}” can be read. It may be from another version of the package.`);
+      this.notice.replaceChildren(...notice([...this.skipped, ...this.named(this.api.skipped())]));
+      if (!steps.steps.length) {
+        const why = steps.info.skipped.join(' ');
+        throw new Error(`there is no analysis of the run “${this.run.name}” to show. ${why}`);
+      }
       this.message.hidden = true;
       this.main.classList.remove('failed');
       this.drawCursor(this.time(steps));
@@ -230,15 +211,37 @@ export class App {
     const uses = new Set(view.uses);
     const fields = [];
     const pickRun = (name) => this.set({ run: name, step: '', from: '', filter: '' });
-    if (uses.has('run')) fields.push(select('Run', this.index.map(({ name }) => [name, name]), run.name, pickRun));
+    if (uses.has('run'))
+      fields.push(
+        select(
+          'Run',
+          this.index.map(({ name }) => [name, name]),
+          run.name,
+          pickRun,
+        ),
+      );
     if (uses.has('layer')) {
       const describe = ({ name, units }) => `${name || '(the model itself)'} · ${plural(units, 'unit')}`;
-      fields.push(select('Layer', run.layers.map((each) => [each.name, describe(each)]), layer.name, (name) => this.set({ layer: name, unit: '', filter: '' })));
+      fields.push(
+        select(
+          'Layer',
+          run.layers.map((each) => [each.name, describe(each)]),
+          layer.name,
+          (name) => this.set({ layer: name, unit: '', filter: '' }),
+        ),
+      );
     }
     if (uses.has('class')) {
       const more = run.num_classes - run.classes.length;
-      const options = [['all', view.allClasses || 'All: the role in most classes'], ...run.class_names.map((name, place) => [String(place), name])];
-      fields.push(select('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), { title: more > 0 ? `${more} more classes are part of "all" but were not logged one by one` : null }));
+      const options = [
+        ['all', view.allClasses || 'All: the role in most classes'],
+        ...run.class_names.map((name, place) => [String(place), name]),
+      ];
+      fields.push(
+        select('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), {
+          title: more > 0 ? `${more} more classes are part of "all" but were not logged one by one` : null,
+        }),
+      );
     }
     const signature = JSON.stringify([view.id, run, layer.name, klass, this.index.map(({ name }) => name)]);
     if (this.controls.dataset.signature === signature) return; // keeps the focus where it is
@@ -260,7 +263,17 @@ export class App {
     const holder = this.cursor.querySelector('.axis-choice');
     if (holder.dataset.axis !== time.axis) {
       holder.dataset.axis = time.axis;
-      holder.replaceChildren(choice('Label', [['epoch', 'epochs'], ['step', 'steps']], time.axis, (axis) => this.set({ axis })));
+      holder.replaceChildren(
+        choice(
+          'Label',
+          [
+            ['epoch', 'epochs'],
+            ['step', 'steps'],
+          ],
+          time.axis,
+          (axis) => this.set({ axis }),
+        ),
+      );
     }
   }
 
@@ -286,16 +299,19 @@ export class App {
     if (length < 2) return undefined;
     if (this.state.get('step') === '') this.moveTo(0);
     this.player.textContent = '❚❚';
-    this.playing = setInterval(() => {
-      this.move(1);
-      if (this.state.get('step') === '') stop();
-    }, Math.max(120, Math.min(500, 12000 / length)));
+    this.playing = setInterval(
+      () => {
+        this.move(1);
+        if (this.state.get('step') === '') stop();
+      },
+      Math.max(120, Math.min(500, 12000 / length)),
+    );
     return undefined;
   }
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.closest && event.target.closest('select, textarea, input:not([type=range])');
+    const typing = event.target.closest?.('select, textarea, input:not([type=range])');
     if (typing || this.help.open || !this.index.length) return;
     const actions = {
       ArrowLeft: () => this.move(event.shiftKey ? -10 : -1),
@@ -321,13 +337,4 @@ export class App {
     const next = Math.min(layers.length - 1, Math.max(0, this.layer.index + by));
     this.set({ layer: layers[next].name, unit: '', filter: '' });
   }
-}
-
-function emptyState() {
-  return [
-    h('h2', {}, 'No unit roles in these logs yet'),
-    h('p', {}, 'Add the monitor to your trainer; it writes to the TensorBoard logger after each analysed epoch:'),
-    h('pre', {}, 'from lightning_unitrole import UnitRoleMonitor\n\ntrainer = Trainer(callbacks=[UnitRoleMonitor()], logger=TensorBoardLogger("logs"))\ntrainer.fit(model, train_loader, val_loader)'),
-    h('p', {}, 'Then point TensorBoard at that directory (', h('code', {}, 'tensorboard --logdir logs'), ') and reload. If training has just begun, the first analysis comes at the end of its first epoch.'),
-  ];
 }

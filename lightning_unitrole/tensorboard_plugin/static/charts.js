@@ -8,7 +8,10 @@ export function roundDomain(low, high) {
   const air = (high - low) * 0.05 || 0.1;
   const ticks = niceTicks(low - air, high + air, 6);
   const step = ticks.length > 1 ? ticks[1] - ticks[0] : 0.1;
-  return [Math.max(Math.min(0, low), ticks[0] - (ticks[0] > low - air ? step : 0)), Math.max(high, ticks[ticks.length - 1] + (ticks[ticks.length - 1] < high + air ? step : 0))];
+  return [
+    Math.max(Math.min(0, low), ticks[0] - (ticks[0] > low - air ? step : 0)),
+    Math.max(high, ticks[ticks.length - 1] + (ticks[ticks.length - 1] < high + air ? step : 0)),
+  ];
 }
 
 export function linear([low, high], [from, to]) {
@@ -24,7 +27,8 @@ export function niceTicks(low, high, wanted = 5) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((candidate) => candidate >= raw * 0.999);
   const ticks = [];
-  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step) ticks.push(Math.abs(value) < step / 1e6 ? 0 : value);
+  for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step)
+    ticks.push(Math.abs(value) < step / 1e6 ? 0 : value);
   return ticks;
 }
 
@@ -87,7 +91,8 @@ export function chart(options) {
   const x = linear(xDomain, [margin.left, width - margin.right]);
   const y = linear(yDomain, [height - margin.bottom, margin.top]);
   const bottom = height - margin.bottom;
-  const yTicks = options.yTicks || niceTicks(yDomain[0], yDomain[1], Math.max(2, Math.floor((bottom - margin.top) / 42)));
+  const yTicks =
+    options.yTicks || niceTicks(yDomain[0], yDomain[1], Math.max(2, Math.floor((bottom - margin.top) / 42)));
   const format = options.yFormat || shortNumber;
 
   const grid = yTicks.map((value) => [
@@ -108,22 +113,52 @@ export function chart(options) {
     }),
     // A line of a single point would not be seen.
     (line.dots || line.points.length === 1) &&
-      line.points.filter(([, py]) => Number.isFinite(py)).map(([px, py]) => svg('circle', { cx: x(px), cy: y(py), r: 3, fill: line.colour })),
+      line.points
+        .filter(([, py]) => Number.isFinite(py))
+        .map(([px, py]) => svg('circle', { cx: x(px), cy: y(py), r: 3, fill: line.colour })),
   ]);
   const root = svg(
     'svg',
-    { class: 'chart', width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': options.label || options.yLabel },
+    {
+      class: 'chart',
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      role: 'img',
+      'aria-label': options.label || options.yLabel,
+    },
     grid,
-    bands.map((band) => svg('path', { class: 'band', d: bandPath(band.points, x, y), fill: band.colour, 'fill-opacity': band.opacity ?? 0.2 })),
+    bands.map((band) =>
+      svg('path', {
+        class: 'band',
+        d: bandPath(band.points, x, y),
+        fill: band.colour,
+        'fill-opacity': band.opacity ?? 0.2,
+      }),
+    ),
     svg('line', { class: 'axis', x1: margin.left, x2: width - margin.right, y1: bottom, y2: bottom }),
     ticks,
-    options.under && options.under(x, y),
-    Number.isFinite(options.cursor) && svg('line', { class: 'cursor', x1: x(options.cursor), x2: x(options.cursor), y1: margin.top - 4, y2: bottom }),
+    options.under?.(x, y),
+    Number.isFinite(options.cursor) &&
+      svg('line', { class: 'cursor', x1: x(options.cursor), x2: x(options.cursor), y1: margin.top - 4, y2: bottom }),
     lines,
-    options.marks && options.marks(x, y),
-    options.xLabel && svg('text', { class: 'axis-label', x: (margin.left + width - margin.right) / 2, y: height - 5, 'text-anchor': 'middle' }, options.xLabel),
+    options.marks?.(x, y),
+    options.xLabel &&
+      svg(
+        'text',
+        { class: 'axis-label', x: (margin.left + width - margin.right) / 2, y: height - 5, 'text-anchor': 'middle' },
+        options.xLabel,
+      ),
     options.yLabel &&
-      svg('text', { class: 'axis-label', transform: `translate(13 ${(margin.top + bottom) / 2}) rotate(-90)`, 'text-anchor': 'middle' }, options.yLabel),
+      svg(
+        'text',
+        {
+          class: 'axis-label',
+          transform: `translate(13 ${(margin.top + bottom) / 2}) rotate(-90)`,
+          'text-anchor': 'middle',
+        },
+        options.yLabel,
+      ),
   );
   return interactive(root, { ...options, x, margin, top: margin.top, bottom });
 }
@@ -132,7 +167,13 @@ export function chart(options) {
 export function interactive(root, { x, margin, width, top, bottom, xDomain, xSnap, onpick, describe }) {
   if (!onpick && !describe) return root;
   const hover = svg('line', { class: 'hover', y1: top - 4, y2: bottom, visibility: 'hidden' });
-  const shield = svg('rect', { class: onpick ? 'shield pickable' : 'shield', x: margin.left, y: top, width: Math.max(0, width - margin.left - margin.right), height: Math.max(0, bottom - top) });
+  const shield = svg('rect', {
+    class: onpick ? 'shield pickable' : 'shield',
+    x: margin.left,
+    y: top,
+    width: Math.max(0, width - margin.left - margin.right),
+    height: Math.max(0, bottom - top),
+  });
   const nearest = (event) => {
     const at = x.invert(event.clientX - root.getBoundingClientRect().left);
     const clamped = Math.min(xDomain[1], Math.max(xDomain[0], at));

@@ -1,11 +1,13 @@
 // What the views compute from roles [steps, units] and measures; pure functions on flat typed arrays.
+import { isRole, STACK } from './vocabulary.js';
 
-export const isRole = (code) => code < 4;
-
-// The roles to explain: the four, and what else occurs.
+// The roles to explain: the real ones, and what else occurs.
 const seen = new WeakMap();
 export function codesIn(roles) {
-  if (!seen.has(roles)) seen.set(roles, [3, 2, 1, 0, 254, 255].filter((code) => code < 4 || roles.includes(code)));
+  if (!seen.has(roles)) {
+    const occurs = (code) => isRole(code) || roles.includes(code);
+    seen.set(roles, STACK.filter(occurs));
+  }
   return seen.get(roles);
 }
 
@@ -63,7 +65,7 @@ function countedQuantiles(row, shares) {
   let total = 0;
   counts.fill(0);
   for (const value of row) {
-    if (value !== value) continue; // NaN
+    if (Number.isNaN(value)) continue;
     counts[Math.round((value - low) * scale)]++;
     total++;
   }
@@ -92,12 +94,11 @@ export function quantiles(row, shares) {
 export function bins(values, low, high, size) {
   const counts = new Float64Array(size);
   for (const value of values) {
-    if (Number.isFinite(value)) counts[Math.min(size - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * size)))]++;
+    if (Number.isFinite(value))
+      counts[Math.min(size - 1, Math.max(0, Math.floor(((value - low) / (high - low)) * size)))]++;
   }
   return counts;
 }
-
-const ROLE_ORDER = new Map([3, 2, 1, 0, 254, 255].map((code, place) => [code, place]));
 
 // Units in the order in which the raster shows them. Ties keep the order of the unit numbers.
 export function order(sort, { roles, units, at, measure }) {
@@ -106,7 +107,7 @@ export function order(sort, { roles, units, at, measure }) {
   const { changes, stable } = history(roles, units, at);
   const keys = {
     unit: () => 0,
-    role: (u) => ROLE_ORDER.get(roles[at * units + u]) ?? 9,
+    role: (u) => STACK.indexOf(roles[at * units + u]),
     stable: (u) => stable[u],
     changes: (u) => -changes[u],
     entropy: (u) => last(measure ? measure[at * units + u] : NaN),

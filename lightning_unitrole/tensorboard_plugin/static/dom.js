@@ -84,7 +84,9 @@ export function keepFocus(redraw) {
 function describe(element) {
   const tag = element.tagName.toLowerCase();
   const known = ['data-cell', 'aria-label', 'name', 'value', 'title'].filter((name) => element.getAttribute(name));
-  return known.length ? tag + known.map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`).join('') : null;
+  return known.length
+    ? tag + known.map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`).join('')
+    : null;
 }
 
 export const percent = (share, digits = 0) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : '–');

@@ -15,7 +15,7 @@ const host = parentWindow();
 
 export function watchDarkMode(callback) {
   const system = window.matchMedia('(prefers-color-scheme: dark)');
-  const body = host && host.document.body;
+  const body = host?.document.body;
   const isDark = () => (body ? body.classList.contains('dark-mode') : system.matches);
   const tell = () => callback(isDark());
   if (body) new MutationObserver(tell).observe(body, { attributes: true, attributeFilter: ['class'] });
@@ -30,7 +30,9 @@ export function watchReload(callback) {
     const message = JSON.parse(event.data);
     if (message.isReply) return;
     if (message.type === 'experimental.DataReloaded') callback();
-    port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
+    port1.postMessage(
+      JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }),
+    );
   };
   host.postMessage('experimental.bootstrap', window.origin, [port2]);
 }
@@ -45,13 +47,20 @@ export function borrowFonts() {
     } catch {
       continue; // from another origin
     }
-    for (const { constructor, style } of rules) {
-      const family = style && style.getPropertyValue('font-family').replace(/["']/g, '');
-      if (constructor.name !== 'CSSFontFaceRule' || family !== 'Roboto') continue;
+    for (const rule of rules) {
+      const { style } = rule;
+      const family = style?.getPropertyValue('font-family').replace(/["']/g, '');
+      if (rule.constructor.name !== 'CSSFontFaceRule' || family !== 'Roboto') continue;
       const base = sheet.href || host.document.baseURI;
-      const source = style.getPropertyValue('src').replace(/url\(["']?([^"')]+)["']?\)/g, (_, url) => `url("${new URL(url, base).href}")`);
+      const source = style
+        .getPropertyValue('src')
+        .replace(/url\(["']?([^"')]+)["']?\)/g, (_, url) => `url("${new URL(url, base).href}")`);
       const describe = (name) => style.getPropertyValue(name) || undefined;
-      const face = new FontFace(family, source, { weight: describe('font-weight'), style: describe('font-style'), unicodeRange: describe('unicode-range') });
+      const face = new FontFace(family, source, {
+        weight: describe('font-weight'),
+        style: describe('font-style'),
+        unicodeRange: describe('unicode-range'),
+      });
       document.fonts.add(face);
     }
   }
@@ -60,8 +69,13 @@ export function borrowFonts() {
 const target = host || window;
 
 function parse(hash) {
-  const pairs = hash.replace(/^#/, '').split('&').map((part) => part.split('='));
-  return pairs.filter((pair) => pair.length === 2).map(([key, value]) => [decodeURIComponent(key), decodeURIComponent(value)]);
+  const pairs = hash
+    .replace(/^#/, '')
+    .split('&')
+    .map((part) => part.split('='));
+  return pairs
+    .filter((pair) => pair.length === 2)
+    .map(([key, value]) => [decodeURIComponent(key), decodeURIComponent(value)]);
 }
 
 export function readAddress() {
@@ -75,7 +89,7 @@ export function readAddress() {
 
 export function writeAddress(values) {
   const before = readAddress();
-  const storage = target.tensorboard && target.tensorboard.tf_storage;
+  const storage = target.tensorboard?.tf_storage;
   for (const key of new Set([...Object.keys(before), ...Object.keys(values)])) {
     const value = values[key] ?? '';
     if (value === (before[key] ?? '')) continue;
@@ -85,7 +99,9 @@ export function writeAddress(values) {
   if (storage) return;
   const parts = target.location.hash.replace(/^#/, '').split('&');
   const foreign = parts.filter((part) => part && !part.startsWith(PREFIX));
-  const own = Object.entries(values).map(([key, value]) => `${encodeURIComponent(PREFIX + key)}=${encodeURIComponent(value)}`);
+  const own = Object.entries(values).map(
+    ([key, value]) => `${encodeURIComponent(PREFIX + key)}=${encodeURIComponent(value)}`,
+  );
   target.history.replaceState(target.history.state, '', `#${[...foreign, ...own].join('&')}`);
 }
 

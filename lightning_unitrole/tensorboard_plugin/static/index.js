@@ -1,11 +1,35 @@
 // Entry point: TensorBoard imports this module inside the tab's own frame and calls render().
+import { vocabulary } from './api.js';
 import { App } from './app.js';
-import { h } from './dom.js';
+import { h, svg } from './dom.js';
 import { borrowFonts } from './host.js';
+import { adopt } from './vocabulary.js';
 
-export function render() {
+export async function render() {
   document.title = 'Unit roles';
   document.head.append(h('link', { rel: 'stylesheet', href: './style.css' }));
   borrowFonts();
+  try {
+    adopt(await vocabulary());
+  } catch (error) {
+    document.body.append(h('div', { class: 'message', role: 'alert' }, `The tab could not start: ${error.message}`));
+    return;
+  }
+  document.body.append(hatching());
   new App(document.body).start();
+}
+
+// The pattern that fills the areas of a hatched role.
+function hatching() {
+  const size = { width: 4, height: 4 };
+  return svg(
+    'svg',
+    { class: 'defs', width: 0, height: 0, 'aria-hidden': true },
+    svg(
+      'pattern',
+      { id: 'hatched', patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)', ...size },
+      svg('rect', { ...size, fill: 'var(--surface)' }),
+      svg('rect', { width: 1.5, height: 4, fill: 'var(--hatch)' }),
+    ),
+  );
 }

@@ -1,16 +1,5 @@
-// Colours. Those of the roles were chosen by search: the smallest distance between any two of them, and to the
-// background, is as large as it gets for people with normal vision, protanopia, deuteranopia and tritanopia alike.
-// "Val only" is the light relative of "Both"; "Train only", which does not generalise, is the warm one.
-
-export const ROLE = { NEITHER: 0, TRAIN_ONLY: 1, VAL_ONLY: 2, BOTH: 3, REMOVED: 254, NO_ROLE: 255 };
-// From the bottom of a stack to its top.
-export const STACK = [3, 2, 1, 0, 254, 255];
-export const REAL_ROLES = [3, 2, 1, 0];
-
-export const COLOURS = {
-  light: { 3: '#1c5293', 2: '#4d9ebc', 1: '#cb6620', 0: '#c8cbce', 254: '#ffffff', 255: '#efe9f5', background: '#ffffff' },
-  dark: { 3: '#0593e6', 2: '#a5e7f8', 1: '#d98a2e', 0: '#55585c', 254: '#1c1f23', 255: '#2c2735', background: '#1c1f23' },
-};
+// Colours: those of the roles for the theme in use, those of runs, and a scale for measures.
+import { background, ROLE, roleOf, STACK } from './vocabulary.js';
 
 // Okabe and Ito's qualitative colours, for lines that stand for runs; the dashes tell them apart without colour.
 const RUNS = {
@@ -20,7 +9,18 @@ const RUNS = {
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '4 4', '12 4', '1 4', '6 2 1 2 1 2'];
 
 // viridis, from matplotlib (CC0)
-const VIRIDIS = ['#440154', '#482878', '#3e4a89', '#31688e', '#26828e', '#1f9e89', '#35b779', '#6dcd59', '#b4de2c', '#fde725'];
+const VIRIDIS = [
+  '#440154',
+  '#482878',
+  '#3e4a89',
+  '#31688e',
+  '#26828e',
+  '#1f9e89',
+  '#35b779',
+  '#6dcd59',
+  '#b4de2c',
+  '#fde725',
+];
 
 const parse = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 // ImageData is little endian: alpha, blue, green, red
@@ -35,20 +35,50 @@ function ramp(size) {
   });
 }
 
+const STRIPE = 3; // pixels from one stripe of a hatched role to the next, and half the width of the pattern
+
 export class Palette {
   constructor(dark) {
     this.theme = dark ? 'dark' : 'light';
-    this.colours = COLOURS[this.theme];
-    this.rolePixels = new Uint32Array(256).fill(packed(parse(this.colours[255])));
-    for (const code of STACK) this.rolePixels[code] = packed(parse(this.colours[code]));
+    this.background = background[this.theme];
+    this.missingPixel = this.pixel(ROLE.NO_ROLE);
+    this.rolePixels = new Uint32Array(256).fill(this.missingPixel);
+    // A hatched role is left open, for the pattern below the image to show through.
+    for (const code of STACK) this.rolePixels[code] = roleOf(code).fill === 'hatched' ? 0 : this.pixel(code);
     this.ramp = ramp(256);
-    this.missingPixel = packed(parse(this.colours[255]));
-    this.removedPixel = packed(parse(this.colours[254]));
+    this.hatch = this.hatched(ROLE.UNDECIDED);
+  }
+
+  colour(code) {
+    return roleOf(code)[this.theme];
+  }
+
+  pixel(code) {
+    return packed(parse(this.colour(code)));
+  }
+
+  // A tile of diagonal stripes.
+  hatched(code) {
+    const tile = new OffscreenCanvas(2 * STRIPE, 2 * STRIPE);
+    const context = tile.getContext('2d');
+    for (let y = 0; y < 2 * STRIPE; y++) {
+      for (let x = 0; x < 2 * STRIPE; x++) {
+        context.fillStyle = (x + y) % (2 * STRIPE) < 2 ? this.colour(code) : this.background;
+        context.fillRect(x, y, 1, 1);
+      }
+    }
+    return tile;
   }
 
   apply(root) {
     root.dataset.theme = this.theme;
-    for (const code of STACK) root.style.setProperty(`--role-${code}`, this.colours[code]);
+    for (const code of STACK) {
+      const colour = this.colour(code);
+      const stripes = `repeating-linear-gradient(135deg, ${colour} 0 1.5px, ${this.background} 1.5px 4px)`;
+      root.style.setProperty(`--role-${code}`, roleOf(code).fill === 'hatched' ? stripes : colour);
+    }
+    root.style.setProperty('--surface', this.background);
+    root.style.setProperty('--hatch', this.colour(ROLE.UNDECIDED));
     root.style.setProperty('--ramp', `linear-gradient(to right, ${VIRIDIS.join(', ')})`);
   }
 

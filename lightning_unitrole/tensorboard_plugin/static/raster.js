@@ -1,8 +1,9 @@
 // Units x analyses as an image, one pixel a cell, drawn with as many screen pixels as there is room for.
 // Only the rows in sight are drawn, so thousands of units cost no more than dozens.
-import { h, tooltip } from './dom.js';
+
 import { analysisTicks, shortNumber } from './charts.js';
-import { ROLE } from './palette.js';
+import { h, tooltip } from './dom.js';
+import { ROLE, roleOf } from './vocabulary.js';
 
 const LEFT = 68; // labels of units, and the strip of roles at the cursor
 const BOTTOM = 40;
@@ -59,7 +60,9 @@ export class Raster {
         let pixel = palette.rolePixels[role];
         if (values && role !== ROLE.REMOVED) {
           const value = values[at + unit];
-          pixel = Number.isFinite(value) ? palette.ramp[Math.min(255, Math.max(0, Math.round((value - range[0]) * scale)))] : palette.missingPixel;
+          pixel = Number.isFinite(value)
+            ? palette.ramp[Math.min(255, Math.max(0, Math.round((value - range[0]) * scale)))]
+            : palette.missingPixel;
         }
         pixels[row * columns + t] = pixel;
       }
@@ -112,13 +115,17 @@ export class Raster {
     context.rect(0, TOP, width, bottom - TOP);
     context.clip();
     const wide = labels.length * column;
+    const hatch = context.createPattern(palette.hatch, 'repeat');
+    context.fillStyle = hatch;
+    context.fillRect(LEFT, yOf(first), wide, (last - first) * row);
     context.drawImage(this.image, 0, first, labels.length, last - first, LEFT, yOf(first), wide, (last - first) * row);
-    const css = palette.colours;
     for (let place = first; place < last; place++) {
-      context.fillStyle = css[roles[at * units + order[place]]] || css[255];
+      const code = roles[at * units + order[place]];
+      context.fillStyle =
+        roleOf(code).fill === 'hatched' ? hatch : palette.colour(code) || palette.colour(ROLE.NO_ROLE);
       context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, row);
     }
-    if (row >= 5) this.lines(context, first, last, yOf, wide, css.background);
+    if (row >= 5) this.lines(context, first, last, yOf, wide, palette.background);
     this.marks(context, yOf, wide, ink, bottom);
     context.restore();
     this.unitLabels(context, first, last, yOf, faint, bottom);
@@ -134,7 +141,8 @@ export class Raster {
   // Thin gaps let single units be told apart once there is room for them.
   lines(context, first, last, yOf, wide, colour) {
     context.fillStyle = colour;
-    for (let place = first; place <= last; place++) context.fillRect(LEFT - STRIP - 3, yOf(place) - 0.5, wide + STRIP + 3, 1);
+    for (let place = first; place <= last; place++)
+      context.fillRect(LEFT - STRIP - 3, yOf(place) - 0.5, wide + STRIP + 3, 1);
   }
 
   unitLabels(context, first, last, yOf, colour, bottom) {

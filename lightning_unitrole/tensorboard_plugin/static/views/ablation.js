@@ -23,12 +23,17 @@ export const ablation = {
     root.append(
       explain(
         'How many units the layer can do without',
-        'Units are switched off one after another. Where the loss is lowest with the most units off lies the turning point: units that are still on there are effective. If the ranking is right, the order that switches off the least effective units first keeps its accuracy longest; the area between it and the reverse order is the ranking gap, shaded for validation. A ranking worth its name also beats a random order.',
+        'Units are switched off one after another. Where the loss is lowest with the most units off lies the ' +
+          'turning point: units that are still on there are effective. If the ranking is right, the order that ' +
+          'switches off the least effective units first keeps its accuracy longest; the area between it and the ' +
+          'reverse order is the ranking gap, shaded for validation. A ranking worth its name also beats a random ' +
+          'order.',
       ),
       body,
     );
     return {
-      load: () => (ctx.layer.parts.includes('curves') ? ctx.api.curves(ctx.run.name, ctx.layer.index, ctx.klass) : null),
+      load: () =>
+        ctx.layer.parts.includes('curves') ? ctx.api.curves(ctx.run.name, ctx.layer.index, ctx.klass) : null,
       draw: (data) => body.replaceChildren(...draw(ctx, data, body)),
     };
   },
@@ -42,7 +47,13 @@ export function curvesAt(data, at) {
     const stop = start + curve.points;
     if (curve.at === at) {
       const part = (name) => data[name].subarray(start, stop);
-      found.push({ ...curve, ablated: part('ablated'), loss: part('loss'), accuracy: part('accuracy'), top5: part('top5') });
+      found.push({
+        ...curve,
+        ablated: part('ablated'),
+        loss: part('loss'),
+        accuracy: part('accuracy'),
+        top5: part('top5'),
+      });
     }
     start = stop;
   }
@@ -51,29 +62,64 @@ export function curvesAt(data, at) {
 
 function draw(ctx, data, body) {
   const time = data && ctx.time(data);
-  if (!time || !time.steps.length) return [nothing('There are no ablation curves: this run was analysed without ablation.')];
+  if (!time?.steps.length) return [nothing('There are no ablation curves: this run was analysed without ablation.')];
   const curves = curvesAt(data, time.at);
-  if (!curves.length) return [nothing(`There are no curves for ${ctx.className(ctx.klass)} at ${ctx.when(time, time.at)}.`)];
+  if (!curves.length)
+    return [nothing(`There are no curves for ${ctx.className(ctx.klass)} at ${ctx.when(time, time.at)}.`)];
   const hasTop5 = curves.some((curve) => curve.top5.some(Number.isFinite));
   const metric = hasTop5 ? ctx.state.get('accuracy') : 'accuracy';
   const units = Math.max(...curves.map((curve) => curve.ablated[curve.ablated.length - 1]));
   const width = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
-  const shared = { ctx, curves, units, width, time };
+  const shared = { curves, units, width };
   return [
     h(
       'div',
       { class: 'options' },
       key(curves),
       h('span', { class: 'spring' }),
-      hasTop5 && choice('Show', [['accuracy', 'accuracy'], ['top5', 'top-5 accuracy']], metric, (accuracy) => ctx.set({ accuracy })),
+      hasTop5 &&
+        choice(
+          'Show',
+          [
+            ['accuracy', 'accuracy'],
+            ['top5', 'top-5 accuracy'],
+          ],
+          metric,
+          (accuracy) => ctx.set({ accuracy }),
+        ),
     ),
     h(
       'div',
       { class: 'split even' },
-      h('div', { class: 'card' }, h('h3', {}, metric === 'top5' ? 'Top-5 accuracy' : 'Accuracy'), curveChart({ ...shared, metric, yDomain: [0, 1], yFormat: (value) => percent(value), label: metric === 'top5' ? 'top-5 accuracy' : 'accuracy' })),
-      h('div', { class: 'card' }, h('h3', {}, 'Loss'), curveChart({ ...shared, metric: 'loss', yDomain: lossDomain(curves), label: 'loss' })),
+      h(
+        'div',
+        { class: 'card' },
+        h('h3', {}, metric === 'top5' ? 'Top-5 accuracy' : 'Accuracy'),
+        curveChart({
+          ...shared,
+          metric,
+          yDomain: [0, 1],
+          yFormat: (value) => percent(value),
+          label: metric === 'top5' ? 'top-5 accuracy' : 'accuracy',
+        }),
+      ),
+      h(
+        'div',
+        { class: 'card' },
+        h('h3', {}, 'Loss'),
+        curveChart({ ...shared, metric: 'loss', yDomain: lossDomain(curves), label: 'loss' }),
+      ),
     ),
-    h('div', { class: 'card facts-line' }, sentences(ctx, curves, units, time)),
+    h(
+      'div',
+      { class: 'card facts-line' },
+      sentences(
+        ctx,
+        curves,
+        data.info.rankings.filter(({ at }) => at === time.at),
+        time,
+      ),
+    ),
   ];
 }
 
@@ -82,29 +128,53 @@ function key(curves) {
   return h(
     'p',
     { class: 'key' },
-    Object.values(SPLITS).map(({ label, colour }) => [h('i', { class: 'dot-key', style: `background: ${colour}` }), label]),
+    Object.values(SPLITS).map(({ label, colour }) => [
+      h('i', { class: 'dot-key', style: `background: ${colour}` }),
+      label,
+    ]),
     h('span', { class: 'divider' }),
     orders.map((order) => [
-      svg('svg', { width: 30, height: 8, 'aria-hidden': true }, svg('line', { x1: 0, x2: 30, y1: 4, y2: 4, stroke: 'var(--ink)', 'stroke-width': ORDERS[order].width, 'stroke-dasharray': ORDERS[order].dash || null })),
+      svg(
+        'svg',
+        { width: 30, height: 8, 'aria-hidden': true },
+        svg('line', {
+          x1: 0,
+          x2: 30,
+          y1: 4,
+          y2: 4,
+          stroke: 'var(--ink)',
+          'stroke-width': ORDERS[order].width,
+          'stroke-dasharray': ORDERS[order].dash || null,
+        }),
+      ),
       ORDERS[order].label,
     ]),
     h('span', { class: 'divider' }),
-    svg('svg', { width: 12, height: 12, 'aria-hidden': true }, svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' })),
+    svg(
+      'svg',
+      { width: 12, height: 12, 'aria-hidden': true },
+      svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' }),
+    ),
     'turning point',
   );
 }
 
 function lossDomain(curves) {
   // The loss of the whole net lies near the bottom; a few wild values at the end would flatten all that matters.
-  const values = curves.flatMap((curve) => Array.from(curve.loss)).filter(Number.isFinite).sort((a, b) => a - b);
-  const high = values.length ? Math.min(values[values.length - 1], 3 * values[Math.floor(0.8 * values.length)] + 0.01) : 1;
+  const values = curves
+    .flatMap((curve) => Array.from(curve.loss))
+    .filter(Number.isFinite)
+    .sort((a, b) => a - b);
+  const high = values.length
+    ? Math.min(values[values.length - 1], 3 * values[Math.floor(0.8 * values.length)] + 0.01)
+    : 1;
   return [Math.min(0, values[0] || 0), high * 1.05];
 }
 
-function curveChart({ ctx, curves, units, width, time, metric, yDomain, yFormat, label }) {
+function curveChart({ curves, units, width, metric, yDomain, yFormat, label }) {
   const points = (curve) => Array.from(curve.ablated, (off, i) => [off, curve[metric][i]]);
   const clipped = (list) => list.map(([x, y]) => [x, Number.isFinite(y) ? Math.min(y, yDomain[1]) : y]);
-  const drawn = [...curves].sort((a, b) => ORDERS[b.order].width < ORDERS[a.order].width ? -1 : 1).reverse();
+  const drawn = [...curves].sort((a, b) => (ORDERS[b.order].width < ORDERS[a.order].width ? -1 : 1)).reverse();
   const pair = metric === 'loss' ? [] : gap(curves, metric);
   const ticks = Array.from({ length: 5 }, (_, i) => Math.round((units * i) / 4));
   return chart({
@@ -117,8 +187,14 @@ function curveChart({ ctx, curves, units, width, time, metric, yDomain, yFormat,
     xLabel: `units switched off, of ${units} in the layer`,
     yLabel: label,
     bands: pair.length ? [{ points: pair, colour: SPLITS.val.colour, opacity: 0.1 }] : [],
-    series: drawn.map((curve) => ({ points: clipped(points(curve)), colour: SPLITS[curve.split].colour, dash: ORDERS[curve.order].dash, width: ORDERS[curve.order].width })),
-    marks: (x, y) => curves.filter((curve) => curve.order === 'least_first').map((curve) => turning(curve, metric, x, y, yDomain)),
+    series: drawn.map((curve) => ({
+      points: clipped(points(curve)),
+      colour: SPLITS[curve.split].colour,
+      dash: ORDERS[curve.order].dash,
+      width: ORDERS[curve.order].width,
+    })),
+    marks: (x, y) =>
+      curves.filter((curve) => curve.order === 'least_first').map((curve) => turning(curve, metric, x, y, yDomain)),
     xSnap: (at) => nearest(curves[0].ablated, at),
     describe: (off) => [
       h('strong', {}, `${off} of ${units} units off`),
@@ -126,13 +202,15 @@ function curveChart({ ctx, curves, units, width, time, metric, yDomain, yFormat,
         .filter((curve) => curve.ablated.includes(off))
         .map((curve) => {
           const value = curve[metric][curve.ablated.indexOf(off)];
-          return `${SPLITS[curve.split].label}, ${ORDERS[curve.order].label}: ${metric === 'loss' ? decimal(value, 3) : percent(value, 1)}`;
+          const text = metric === 'loss' ? decimal(value, 3) : percent(value, 1);
+          return `${SPLITS[curve.split].label}, ${ORDERS[curve.order].label}: ${text}`;
         }),
     ],
   });
 }
 
-const nearest = (values, at) => values.reduce((best, value) => (Math.abs(value - at) < Math.abs(best - at) ? value : best), values[0]);
+const nearest = (values, at) =>
+  values.reduce((best, value) => (Math.abs(value - at) < Math.abs(best - at) ? value : best), values[0]);
 
 function turning(curve, metric, x, y, [low, high]) {
   const place = curve.ablated.indexOf(curve.turning);
@@ -144,7 +222,11 @@ function turning(curve, metric, x, y, [low, high]) {
     'g',
     { class: 'turning', 'data-split': curve.split, 'data-turning': curve.turning },
     svg('line', { x1: px, x2: px, y1: y(low), y2: y(high), stroke: colour, 'stroke-dasharray': '3 3' }),
-    svg('path', { d: `M${px},${py - 6}l6,6l-6,6l-6,-6Z`, fill: colour, stroke: 'var(--surface)', 'stroke-width': 1.5 }, svg('title', {}, `turning point, ${label}: ${curve.turning} units off`)),
+    svg(
+      'path',
+      { d: `M${px},${py - 6}l6,6l-6,6l-6,-6Z`, fill: colour, stroke: 'var(--surface)', 'stroke-width': 1.5 },
+      svg('title', {}, `turning point, ${label}: ${curve.turning} units off`),
+    ),
   );
 }
 
@@ -156,47 +238,63 @@ function gap(curves, metric) {
   return Array.from(least.ablated, (off, i) => [off, least[metric][i], most[metric][i]]);
 }
 
-function area(curve) {
-  const { ablated, accuracy } = curve;
-  let sum = 0;
-  for (let i = 1; i < ablated.length; i++) sum += ((accuracy[i] + accuracy[i - 1]) / 2) * (ablated[i] - ablated[i - 1]);
-  return ablated.length > 1 ? sum / (ablated[ablated.length - 1] - ablated[0]) : accuracy[0];
-}
-
-const LITTLE = 0.02;
-
-function verdict(difference, overRandom) {
-  if (Number.isNaN(difference)) return 'the ranking is put to the test for all classes together';
-  if (difference < -LITTLE) return 'the ranking misleads here';
-  if (overRandom < -LITTLE) return 'a random order keeps more accuracy than this ranking';
-  return difference > LITTLE ? 'the ranking knows something' : 'the ranking tells next to nothing';
-}
-
-function sentences(ctx, curves, units, time) {
+function sentences(ctx, curves, rankings, time) {
   const rows = [];
   for (const split of ['train', 'val']) {
     const least = curves.find((curve) => curve.split === split && curve.order === 'least_first');
     if (!least) continue;
     const total = least.ablated[least.ablated.length - 1];
-    const order = (name) => curves.find((curve) => curve.split === split && curve.order === name);
-    const difference = order('most_first') ? area(least) - area(order('most_first')) : NaN;
-    const overRandom = order('random') ? area(least) - area(order('random')) : NaN;
+    const { gap, over_random: overRandom, text, warn } = rankings.find((ranking) => ranking.split === split);
     rows.push(
       h(
         'tr',
         { 'data-split': split },
-        h('th', { scope: 'row' }, h('i', { class: 'dot-key', style: `background: ${SPLITS[split].colour}` }), SPLITS[split].label),
+        h(
+          'th',
+          { scope: 'row' },
+          h('i', { class: 'dot-key', style: `background: ${SPLITS[split].colour}` }),
+          SPLITS[split].label,
+        ),
         h('td', {}, `${least.turning} of ${total} off`),
         h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
         h('td', {}, `${least.turning_accuracy} off`),
-        h('td', { class: difference < -LITTLE ? 'warn' : null }, signed(difference)),
-        h('td', { class: overRandom < -LITTLE ? 'warn' : null }, signed(overRandom)),
-        h('td', {}, verdict(difference, overRandom)),
+        h('td', {}, signed(gap ?? NaN)),
+        h('td', {}, signed(overRandom ?? NaN)),
+        h(
+          'td',
+          { class: warn ? 'warn' : null },
+          ctx.klass === 'all' ? text : 'Put to the test for all classes together.',
+        ),
       ),
     );
   }
   return [
-    h('h3', {}, `${ctx.klass === 'all' ? 'All classes' : `Class ${ctx.className(ctx.klass)}`} at ${ctx.when(time, time.at)}`),
-    h('table', { class: 'small' }, h('thead', {}, h('tr', {}, ['', 'turning point (loss)', 'effective units', 'turning point (accuracy)', 'ranking gap', 'over a random order', ''].map((text) => h('th', {}, text)))), h('tbody', {}, rows)),
+    h(
+      'h3',
+      {},
+      `${ctx.klass === 'all' ? 'All classes' : `Class ${ctx.className(ctx.klass)}`} at ${ctx.when(time, time.at)}`,
+    ),
+    h(
+      'table',
+      { class: 'small' },
+      h(
+        'thead',
+        {},
+        h(
+          'tr',
+          {},
+          [
+            '',
+            'turning point (loss)',
+            'effective units',
+            'turning point (accuracy)',
+            'ranking gap',
+            'over a random order',
+            '',
+          ].map((text) => h('th', {}, text)),
+        ),
+      ),
+      h('tbody', {}, rows),
+    ),
   ];
 }

@@ -1,11 +1,9 @@
 // Layers x analyses: how large the share of each role is, and how many units changed theirs.
 import { analysisTicks, chart, interactive, linear, shortNumber } from '../charts.js';
 import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
-import { REAL_ROLES, ROLE, STACK } from '../palette.js';
-import { explain, legend } from './parts.js';
+import { columnOf, fillOf, isRole, ROLE, SHARED_ROLES, STACK } from '../vocabulary.js';
+import { explain, legend, swatch } from './parts.js';
 
-const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
-const LITTLE = 0.02; // a ranking gap that may be chance
 const SHARES = 84;
 const CHANGES = 30;
 const GAP = 8;
@@ -29,36 +27,49 @@ export const overview = {
   },
 };
 
-// table.at(t, layer, column) over the flat numbers of the server
+// table.at(t, layer, column) and table.verdict(t, layer) over the flat numbers of the server
 export function read(ctx, data) {
   const columns = new Map(data.info.columns.map((name, place) => [name, place]));
   const layers = data.info.layers.length;
   const at = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
-  return { at, time: ctx.time(data), layers: data.info.layers };
+  const verdict = (t, layer) => data.info.verdicts[data.verdict[t * layers + layer]];
+  return { at, verdict, time: ctx.time(data), layers: data.info.layers };
 }
 
 // Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
 export function stack(table, t, layer, original, pairs) {
   if (pairs) {
     const left = table.at(t, layer, 'present') / original;
-    return [...REAL_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${NAMES[code]}`)]), [ROLE.REMOVED, 1 - left]];
+    return [
+      ...SHARED_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${columnOf(code)}`)]),
+      [ROLE.REMOVED, 1 - left],
+    ];
   }
-  const counts = REAL_ROLES.map((code) => [code, table.at(t, layer, `units_${NAMES[code]}`)]);
+  const counts = SHARED_ROLES.map((code) => [code, table.at(t, layer, `units_${columnOf(code)}`)]);
   const present = table.at(t, layer, 'present');
   if (!Number.isFinite(counts[0][1])) return [];
-  const known = counts.reduce((sum, [, count]) => sum + count, 0);
-  return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [code, count / original]);
+  const known = counts.reduce((sum, [, count]) => sum + (count || 0), 0);
+  return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [
+    code,
+    count / original,
+  ]);
 }
 
 function draw(ctx, root, table) {
   const { time } = table;
   const pairs = ctx.state.get('shares') === 'pairs';
-  const highest = Math.max(0.05, ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, changedColumn(pairs)) || 0)));
+  const highest = Math.max(
+    0.05,
+    ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, changedColumn(pairs)) || 0)),
+  );
   const top = [0.05, 0.1, 0.25, 0.5, 0.75, 1].find((limit) => limit >= highest);
   root.replaceChildren(
     explain(
       'How the roles of each layer’s units shift',
-      'Each column is one analysis, split by the shares of the roles: every unit counts once for each class, or once in all with the role it has in most classes. The bars below say what share changed role since the analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a layer to see its units.',
+      'Each column is one analysis, split by the shares of the roles: every unit counts once for each class, or ' +
+        'once in all with the role it has in most classes. The bars below say what share changed role since the ' +
+        'analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a ' +
+        'layer to see its units.',
     ),
     h(
       'div',
@@ -79,26 +90,37 @@ function draw(ctx, root, table) {
         h(
           'div',
           { class: 'layer-name' },
-          h('button', { class: 'link', onclick: open, title: 'See the units of this layer' }, layer.name || '(the model itself)'),
+          h(
+            'button',
+            { class: 'link', onclick: open, title: 'See the units of this layer' },
+            layer.name || '(the model itself)',
+          ),
           h('small', {}, `${plural(layer.units, 'unit')}, ${layer.map_size.join(' × ')} maps`),
         ),
         picture,
-        facts(ctx, table, place, layer, pairs),
+        facts(table, place, layer, pairs),
       ),
     );
     const width = Math.max(200, picture.clientWidth);
     const lastRow = place === ctx.run.layers.length - 1;
-    const shown = time.labels.some((_, t) => stack(table, t, place, layer.units, pairs).length && Number.isFinite(stack(table, t, place, layer.units, pairs)[0][1]));
-    picture.append(shown ? columns(ctx, table, place, layer, { width, pairs, top, lastRow }) : band(ctx, table, place, width));
+    const shown = time.labels.some(
+      (_, t) =>
+        stack(table, t, place, layer.units, pairs).length &&
+        Number.isFinite(stack(table, t, place, layer.units, pairs)[0][1]),
+    );
+    picture.append(
+      shown ? columns(ctx, table, place, layer, { width, pairs, top, lastRow }) : band(ctx, table, place, width),
+    );
   });
 }
 
 function codesOf(ctx, table, pairs) {
   const seen = new Set();
   ctx.run.layers.forEach((layer, place) => {
-    for (let t = 0; t < table.time.labels.length; t++) for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
+    for (let t = 0; t < table.time.labels.length; t++)
+      for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
   });
-  return STACK.filter((code) => code < 4 || seen.has(code));
+  return STACK.filter((code) => isRole(code) || seen.has(code));
 }
 
 function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
@@ -123,22 +145,30 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
       filled += share;
     }
     const changed = table.at(t, place, changedColumn(pairs));
-    if (changed > 0) bars += `M${(x(t) + step * 0.12).toFixed(2)},${base}v${((-changed / top) * CHANGES).toFixed(2)}h${(step * 0.76).toFixed(2)}V${base}Z`;
+    if (changed > 0) {
+      const [from, up, wide] = [x(t) + step * 0.12, (-changed / top) * CHANGES, step * 0.76];
+      bars += `M${from.toFixed(2)},${base}v${up.toFixed(2)}h${wide.toFixed(2)}V${base}Z`;
+    }
   }
   const ticks = analysisTicks(time.labels, Math.max(2, Math.floor((count * step) / 70)));
   const root = svg(
     'svg',
     { class: 'chart', width, height, role: 'img', 'aria-label': `Shares of roles in ${layer.name} over time` },
-    [0, 0.5, 1].map((share) => svg('text', { class: 'tick', x: left - 6, y: y(share) + 4, 'text-anchor': 'end' }, percent(share))),
-    [...areas].map(([code, d]) => svg('path', { d, fill: `var(--role-${code})`, class: 'area', 'data-role': code })),
+    [0, 0.5, 1].map((share) =>
+      svg('text', { class: 'tick', x: left - 6, y: y(share) + 4, 'text-anchor': 'end' }, percent(share)),
+    ),
+    [...areas].map(([code, d]) => svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code })),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
     svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
     svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'changed'),
     svg('line', { class: 'grid', x1: left, x2: x(count), y1: base - CHANGES, y2: base - CHANGES }),
     svg('path', { class: 'changes', d: bars }),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: base, y2: base }),
-    ticks.map(({ at, label }) => svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label))),
-    lastRow && svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 32, 'text-anchor': 'middle' }, time.axis),
+    ticks.map(({ at, label }) =>
+      svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label)),
+    ),
+    lastRow &&
+      svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 32, 'text-anchor': 'middle' }, time.axis),
     svg('rect', { class: 'cursor-box', x: x(time.at), y: 2, width: Math.max(2, step), height: base - 2 }),
   );
   return interactive(root, {
@@ -156,7 +186,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
 function describe(ctx, table, t, place, layer, pairs) {
   const lines = stack(table, t, place, layer.units, pairs)
     .filter(([, share]) => share > 0)
-    .map(([code, share]) => h('div', {}, h('i', { class: 'swatch', style: `background: var(--role-${code})` }), `${ctx.role(code).label} ${percent(share, 1)}`))
+    .map(([code, share]) => h('div', {}, swatch(code), `${ctx.role(code).label} ${percent(share, 1)}`))
     .reverse();
   const changed = table.at(t, place, changedColumn(pairs));
   return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
@@ -182,12 +212,15 @@ function band(ctx, table, place, width) {
     series: [{ points: points('entropy_q50'), colour: 'var(--accent)' }],
     cursor: time.at,
     onpick: (t) => ctx.pick(time, t),
-    describe: (t) => [h('strong', {}, ctx.when(time, t)), `median entropy ${decimal(table.at(t, place, 'entropy_q50'))} nats`],
+    describe: (t) => [
+      h('strong', {}, ctx.when(time, t)),
+      `median entropy ${decimal(table.at(t, place, 'entropy_q50'))} nats`,
+    ],
   });
 }
 
 // What the cursor says of the layer.
-function facts(ctx, table, place, layer, pairs) {
+function facts(table, place, layer, pairs) {
   const t = table.time.at;
   const value = (column) => table.at(t, place, column);
   const present = value('present');
@@ -195,13 +228,27 @@ function facts(ctx, table, place, layer, pairs) {
   const rows = [
     ['changed role', percent(value(changedColumn(pairs)), 1), 'Share whose role differs from the analysis before'],
     ['median entropy', `${decimal(value('entropy_q50'))} nats`, 'Feature entropy on validation images, over the units'],
-    Number.isFinite(gap) && ['ranking gap', signed(gap), gap >= 0 ? 'Positive: ablating by this ranking hurts less than the reverse' : 'Negative: the ranking misleads in this layer'],
-    Number.isFinite(value('turning_val')) && ['effective', percent(1 - value('turning_val')), 'Units that stand at the turning point, on validation images'],
+    Number.isFinite(gap) && [
+      'ranking gap',
+      signed(gap),
+      'Area between the ablation curves, least effective first and most effective first, on validation images',
+    ],
+    Number.isFinite(value('turning_val')) && [
+      'effective',
+      percent(1 - value('turning_val')),
+      'Units that stand at the turning point, on validation images',
+    ],
     present < layer.units && ['units left', `${present} of ${layer.units}`, 'Removed units are shown as removed'],
   ];
+  const { text: verdict, warn } = table.verdict(t, place);
   return h(
-    'dl',
-    { class: 'facts' },
-    rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', { class: name === 'ranking gap' && gap < -LITTLE ? 'warn' : null }, text)]),
+    'div',
+    {},
+    h(
+      'dl',
+      { class: 'facts' },
+      rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', {}, text)]),
+    ),
+    Number.isFinite(gap) && h('p', { class: warn ? 'verdict warn' : 'verdict' }, verdict),
   );
 }

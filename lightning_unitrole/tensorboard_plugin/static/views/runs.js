@@ -1,13 +1,12 @@
 // Runs side by side, by shares alone: unit 7 of one run has nothing to do with unit 7 of another.
 import { chart, niceTicks, roundDomain } from '../charts.js';
 import { choice, decimal, h, percent, plural, select, svg } from '../dom.js';
-import { REAL_ROLES } from '../palette.js';
+import { columnOf, REAL_ROLES, SHARED_ROLES } from '../vocabulary.js';
 import { changedColumn, read, SHARES_OF } from './overview.js';
 import { explain, nothing, swatch } from './parts.js';
 
 const AT_FIRST = 6;
 const AT_MOST = 24;
-const NAMES = { 3: 'both', 2: 'val_only', 1: 'train_only', 0: 'neither' };
 const ALL = '\u0000all';
 
 export const runs = {
@@ -19,7 +18,9 @@ export const runs = {
     root.append(
       explain(
         'Runs compared by their shares of roles',
-        'Unit numbers do not correspond between runs, so only shares are compared, those of the units that are still there. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor, which moves along the run chosen above.',
+        'Unit numbers do not correspond between runs, so only shares are compared, those of the units that are ' +
+          'still there. Lines end where a run ends; the dot on each line is the analysis nearest to the cursor, ' +
+          'which moves along the run chosen above.',
       ),
       body,
     );
@@ -40,7 +41,9 @@ function chosenRuns(ctx) {
   } catch {
     // nothing chosen yet
   }
-  const found = Array.isArray(names) ? ctx.index.filter((run) => names.includes(run.name)) : ctx.index.slice(0, AT_FIRST);
+  const found = Array.isArray(names)
+    ? ctx.index.filter((run) => names.includes(run.name))
+    : ctx.index.slice(0, AT_FIRST);
   return found.slice(0, AT_MOST);
 }
 
@@ -57,11 +60,18 @@ function draw(ctx, body, loaded) {
   const side = chooser(ctx, loaded);
   const main = h('div', { class: 'run-charts' });
   body.replaceChildren(side, h('div', { class: 'run-main' }, head, main));
-  const lines = loaded.map(({ run, table }) => line(ctx, run, table, scope)).filter((found) => found && found.points.length);
+  const lines = loaded.map(({ run, table }) => line(ctx, run, table, scope)).filter((found) => found?.points.length);
   if (!lines.length) return main.append(nothing('Choose a run that has this layer.'));
-  const width = Math.max(240, Math.floor((main.clientWidth - 36) / (main.clientWidth > 1100 ? 3 : main.clientWidth > 640 ? 2 : 1)) - 28);
+  const width = Math.max(
+    240,
+    Math.floor((main.clientWidth - 36) / (main.clientWidth > 1100 ? 3 : main.clientWidth > 640 ? 2 : 1)) - 28,
+  );
   const panels = [
-    ...REAL_ROLES.map((code) => ({ title: [swatch(code), ctx.role(code).label], value: (point) => point[NAMES[code]], share: true })),
+    ...REAL_ROLES.map((code) => ({
+      title: [swatch(code), ctx.role(code).label],
+      value: (point) => point[columnOf(code)],
+      share: true,
+    })),
     { title: ['Changed role since the analysis before'], value: (point) => point.changed, share: true },
     { title: ['Median feature entropy (nats)'], value: (point) => point.entropy, share: false },
   ];
@@ -72,7 +82,9 @@ function draw(ctx, body, loaded) {
 // One run: its points, each a weighted mean over the layers in question.
 function line(ctx, run, table, scope) {
   const pairs = ctx.state.get('shares') === 'pairs';
-  const places = run.layers.map((layer, place) => [layer, place]).filter(([layer]) => scope === ALL || layer.name === scope);
+  const places = run.layers
+    .map((layer, place) => [layer, place])
+    .filter(([layer]) => scope === ALL || layer.name === scope);
   if (!places.length) return null;
   const mean = (t, value) => {
     let sum = 0;
@@ -93,7 +105,14 @@ function line(ctx, run, table, scope) {
     epoch: table.time.epochs[t],
     changed: mean(t, (s, place) => table.at(s, place, changedColumn(pairs))),
     entropy: mean(t, (s, place) => table.at(s, place, 'entropy_q50')),
-    ...Object.fromEntries(Object.values(NAMES).map((name) => [name, mean(t, (s, place, present) => (pairs ? table.at(s, place, `pairs_${name}`) : table.at(s, place, `units_${name}`) / present))])),
+    ...Object.fromEntries(
+      SHARED_ROLES.map(columnOf).map((name) => [
+        name,
+        mean(t, (s, place, present) =>
+          pairs ? table.at(s, place, `pairs_${name}`) : table.at(s, place, `units_${name}`) / present,
+        ),
+      ]),
+    ),
   }));
   return { run, points, ...ctx.palette.run(ctx.index.indexOf(run)) };
 }
@@ -126,20 +145,48 @@ function small(ctx, lines, { title, value, share }, width) {
           xDomain: low < high ? [low, high] : [low - 0.5, high + 0.5],
           yDomain: share ? [0, top] : roundDomain(Math.min(...values), Math.max(...values)),
           yFormat: share ? (part) => percent(part, top < 0.2 ? 1 : 0) : undefined,
-          xTicks: (low < high ? niceTicks(low, high, Math.max(2, Math.floor(width / 80))) : [low]).map((tick) => ({ at: tick, label: tick })),
+          xTicks: (low < high ? niceTicks(low, high, Math.max(2, Math.floor(width / 80))) : [low]).map((tick) => ({
+            at: tick,
+            label: tick,
+          })),
           xLabel: ctx.state.get('axis'),
           label: 'Comparison of runs',
           cursor: at >= low && at <= high ? at : NaN,
-          series: lines.map(({ points, colour, dash }) => ({ points: points.map((point) => [point.x, value(point)]), colour, dash })),
+          series: lines.map(({ points, colour, dash }) => ({
+            points: points.map((point) => [point.x, value(point)]),
+            colour,
+            dash,
+          })),
           marks: (x, y) =>
             lines.map(({ points, colour, run }) => {
               const point = nearest(points, at);
-              return Number.isFinite(value(point)) && svg('circle', { class: 'end', cx: x(point.x), cy: y(value(point)), r: 3.5, fill: colour, 'data-run': run.name });
+              return (
+                Number.isFinite(value(point)) &&
+                svg('circle', {
+                  class: 'end',
+                  cx: x(point.x),
+                  cy: y(value(point)),
+                  r: 3.5,
+                  fill: colour,
+                  'data-run': run.name,
+                })
+              );
             }),
-          xSnap: (x) => nearest(lines.flatMap(({ points }) => points), x).x,
+          xSnap: (x) =>
+            nearest(
+              lines.flatMap(({ points }) => points),
+              x,
+            ).x,
           describe: (x) => [
             h('strong', {}, `${ctx.state.get('axis')} ${x}`),
-            ...lines.map(({ run, points, colour }) => h('div', {}, h('i', { class: 'swatch', style: `background: ${colour}` }), `${run.name}: ${share ? percent(value(nearest(points, x)), 1) : decimal(value(nearest(points, x)))}`)),
+            ...lines.map(({ run, points, colour }) =>
+              h(
+                'div',
+                {},
+                h('i', { class: 'swatch', style: `background: ${colour}` }),
+                `${run.name}: ${share ? percent(value(nearest(points, x)), 1) : decimal(value(nearest(points, x)))}`,
+              ),
+            ),
           ],
         })
       : nothing('Not known for these runs.'),
@@ -155,7 +202,17 @@ function latest(ctx, lines) {
     h(
       'table',
       { class: 'small runs-table' },
-      h('thead', {}, h('tr', {}, ['run', 'analysis', 'shares', ...REAL_ROLES.map((code) => ctx.role(code).label), 'changed', 'entropy'].map((text) => h('th', {}, text)))),
+      h(
+        'thead',
+        {},
+        h(
+          'tr',
+          {},
+          ['run', 'analysis', 'shares', ...REAL_ROLES.map((code) => ctx.role(code).label), 'changed', 'entropy'].map(
+            (text) => h('th', {}, text),
+          ),
+        ),
+      ),
       h(
         'tbody',
         {},
@@ -166,8 +223,22 @@ function latest(ctx, lines) {
             {},
             h('th', { scope: 'row' }, lineKey(colour, dash), run.name),
             h('td', {}, `epoch ${point.epoch}`),
-            h('td', {}, h('div', { class: 'bar' }, REAL_ROLES.map((code) => Number.isFinite(point[NAMES[code]]) && h('i', { style: `width: ${(100 * point[NAMES[code]]).toFixed(2)}%; background: var(--role-${code})` })))),
-            REAL_ROLES.map((code) => h('td', {}, percent(point[NAMES[code]]))),
+            h(
+              'td',
+              {},
+              h(
+                'div',
+                { class: 'bar' },
+                SHARED_ROLES.map(
+                  (code) =>
+                    Number.isFinite(point[columnOf(code)]) &&
+                    h('i', {
+                      style: `width: ${(100 * point[columnOf(code)]).toFixed(2)}%; background: var(--role-${code})`,
+                    }),
+                ),
+              ),
+            ),
+            REAL_ROLES.map((code) => h('td', {}, percent(point[columnOf(code)]))),
             h('td', {}, percent(point.changed, 1)),
             h('td', {}, decimal(point.entropy)),
           );
@@ -177,7 +248,12 @@ function latest(ctx, lines) {
   );
 }
 
-const lineKey = (colour, dash) => svg('svg', { class: 'line-sample', width: 26, height: 8, 'aria-hidden': true }, svg('line', { x1: 0, x2: 26, y1: 4, y2: 4, stroke: colour, 'stroke-width': 2.5, 'stroke-dasharray': dash || null }));
+const lineKey = (colour, dash) =>
+  svg(
+    'svg',
+    { class: 'line-sample', width: 26, height: 8, 'aria-hidden': true },
+    svg('line', { x1: 0, x2: 26, y1: 4, y2: 4, stroke: colour, 'stroke-width': 2.5, 'stroke-dasharray': dash || null }),
+  );
 
 function chooser(ctx, loaded) {
   const chosen = new Set(loaded.map(({ run }) => run.name));
@@ -192,7 +268,13 @@ function chooser(ctx, loaded) {
     h('legend', {}, plural(ctx.index.length, 'run')),
     ctx.index.map((run, place) => {
       const { colour, dash } = ctx.palette.run(place);
-      return h('label', {}, h('input', { type: 'checkbox', checked: chosen.has(run.name), onchange: () => toggle(run.name) }), lineKey(colour, dash), h('span', {}, run.name));
+      return h(
+        'label',
+        {},
+        h('input', { type: 'checkbox', checked: chosen.has(run.name), onchange: () => toggle(run.name) }),
+        lineKey(colour, dash),
+        h('span', {}, run.name),
+      );
     }),
   );
 }

@@ -1,8 +1,8 @@
 // From which role to which: two analyses compared unit by unit.
 import { transitions as countTransitions } from '../derive.js';
 import { h, percent, plural, select } from '../dom.js';
-import { REAL_ROLES, ROLE } from '../palette.js';
-import { explain, nothing, NO_ROLES, swatch } from './parts.js';
+import { REAL_ROLES, ROLE, SHARED_ROLES } from '../vocabulary.js';
+import { explain, NO_ROLES, nothing, swatch } from './parts.js';
 import { fromOf, rasterPanel } from './units.js';
 
 export const transitions = {
@@ -15,7 +15,9 @@ export const transitions = {
     root.append(
       explain(
         'Which units went from which role to which',
-        'Rows are the roles at the analysis chosen below, columns those at the cursor. Large numbers on the diagonal are units that stayed what they were. Click a cell to see only its units in the raster, click it again to see all.',
+        'Rows are the roles at the analysis chosen below, columns those at the cursor. Large numbers on the ' +
+          'diagonal are units that stayed what they were. Click a cell to see only its units in the raster, click ' +
+          'it again to see all.',
       ),
       h('div', { class: 'split' }, matrix, panel.element),
     );
@@ -34,11 +36,15 @@ function draw(ctx, data) {
   if (!time.steps.length) return [nothing('No analysis of this layer was logged.')];
   const from = fromOf(ctx, time);
   const counts = countTransitions(data.roles, data.units, from, time.at);
-  const codes = REAL_ROLES;
   const number = (before, after) => counts.get(`${before}-${after}`) || 0;
+  const among = (code) => SHARED_ROLES.some((other) => number(code, other) + number(other, code) > 0);
+  const codes = SHARED_ROLES.filter((code) => REAL_ROLES.includes(code) || among(code));
   const gone = codes.some((code) => number(code, ROLE.REMOVED) > 0);
   const columns = gone ? [...codes, ROLE.REMOVED] : codes;
-  const total = codes.reduce((sum, before) => sum + columns.reduce((inner, after) => inner + number(before, after), 0), 0);
+  const total = codes.reduce(
+    (sum, before) => sum + columns.reduce((inner, after) => inner + number(before, after), 0),
+    0,
+  );
   const picker = select(
     'From',
     Array.from(time.steps, (step, at) => [String(step), ctx.when(time, at)]),
@@ -52,7 +58,13 @@ function draw(ctx, data) {
   return [
     head,
     table(ctx, codes, columns, number),
-    h('p', { class: 'note' }, `${percent(stayed / total)} of ${plural(total, 'unit')} have the same role at both analyses. Percentages are shares of a row.${backwards ? ' The cursor is before the first analysis: this reads back in time.' : ''}`),
+    h(
+      'p',
+      { class: 'note' },
+      `${percent(stayed / total)} of ${plural(total, 'unit')} have the same role at both analyses. `,
+      'Percentages are shares of a row.',
+      backwards && ' The cursor is before the first analysis: this reads back in time.',
+    ),
   ];
 }
 
@@ -62,7 +74,8 @@ function table(ctx, codes, columns, number) {
     const units = number(before, after);
     const key = `${before}-${after}`;
     const share = sum ? units / sum : 0;
-    const label = `${ctx.role(before).label} to ${ctx.role(after).label}: ${plural(units, 'unit')}, ${percent(share)} of the row`;
+    const pair = `${ctx.role(before).label} to ${ctx.role(after).label}`;
+    const label = `${pair}: ${plural(units, 'unit')}, ${percent(share)} of the row`;
     return h(
       'td',
       { class: before === after ? 'stay' : null },
@@ -85,15 +98,43 @@ function table(ctx, codes, columns, number) {
   return h(
     'table',
     { class: 'matrix' },
-    h('thead', {}, h('tr', {}, h('th', {}, 'before ↓ · at the cursor →'), columns.map((code) => h('th', { scope: 'col' }, swatch(code), ctx.role(code).label)), h('th', {}, 'all'))),
+    h(
+      'thead',
+      {},
+      h(
+        'tr',
+        {},
+        h('th', {}, 'before ↓ · at the cursor →'),
+        columns.map((code) => h('th', { scope: 'col' }, swatch(code), ctx.role(code).label)),
+        h('th', {}, 'all'),
+      ),
+    ),
     h(
       'tbody',
       {},
       codes.map((before) => {
         const sum = columns.reduce((total, after) => total + number(before, after), 0);
-        return h('tr', {}, h('th', { scope: 'row' }, swatch(before), ctx.role(before).label), columns.map((after) => cell(before, after, sum)), h('td', { class: 'sum' }, String(sum)));
+        return h(
+          'tr',
+          {},
+          h('th', { scope: 'row' }, swatch(before), ctx.role(before).label),
+          columns.map((after) => cell(before, after, sum)),
+          h('td', { class: 'sum' }, String(sum)),
+        );
       }),
     ),
-    h('tfoot', {}, h('tr', {}, h('th', {}, 'all'), columns.map((after) => h('td', { class: 'sum' }, String(codes.reduce((total, before) => total + number(before, after), 0)))), h('td', {}))),
+    h(
+      'tfoot',
+      {},
+      h(
+        'tr',
+        {},
+        h('th', {}, 'all'),
+        columns.map((after) =>
+          h('td', { class: 'sum' }, String(codes.reduce((total, before) => total + number(before, after), 0))),
+        ),
+        h('td', {}),
+      ),
+    ),
   );
 }

@@ -2,7 +2,7 @@
 import { analysisTicks, chart, interactive, linear, overTime, shortNumber } from '../charts.js';
 import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
-import { ROLE } from '../palette.js';
+import { fillOf, ROLE } from '../vocabulary.js';
 import { explain, legend, nothing, swatch } from './parts.js';
 
 const ROW = 20;
@@ -17,7 +17,9 @@ export const unit = {
     root.append(
       explain(
         'One unit from the first analysis to the last',
-        'Its role for every class over time, how regular its responses are, and where it stands in the ranking of its layer. A unit that is useful for a few classes only is a specialist; one whose stripes flicker has not found its place.',
+        'Its role for every class over time, how regular its responses are, and where it stands in the ranking ' +
+          'of its layer. A unit that is useful for a few classes only is a specialist; one whose stripes flicker ' +
+          'has not found its place.',
       ),
       body,
     );
@@ -50,11 +52,23 @@ function draw(ctx, body, data, classes, chosen) {
   const width = Math.max(320, body.clientWidth - 28);
   const half = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
   const removed = series('roles').findIndex(([, code]) => code === ROLE.REMOVED);
-  const present = (points, map = (value) => value) => points.map(([t, value]) => [t, removed >= 0 && t >= removed ? NaN : map(value)]);
-  const shared = (label) => ({ ...overTime(time, half, ctx), height: 220, yLabel: label, onpick: (t) => ctx.pick(time, t) });
+  const present = (points, map = (value) => value) =>
+    points.map(([t, value]) => [t, removed >= 0 && t >= removed ? NaN : map(value)]);
+  const shared = (label) => ({
+    ...overTime(time, half, ctx),
+    height: 220,
+    yLabel: label,
+    onpick: (t) => ctx.pick(time, t),
+  });
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
-    h('div', { class: 'card' }, h('h3', {}, 'Role over time'), h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))), strips(ctx, data, classes, time, chosen, width)),
+    h(
+      'div',
+      { class: 'card' },
+      h('h3', {}, 'Role over time'),
+      h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))),
+      strips(ctx, data, classes, time, chosen, width),
+    ),
     h(
       'div',
       { class: 'split even' },
@@ -64,7 +78,15 @@ function draw(ctx, body, data, classes, chosen) {
         h('h3', {}, 'Feature entropy and selective rate'),
         chart({
           ...shared('entropy (nats)'),
-          yDomain: [0, Math.max(1, ...series('entropy_val').concat(series('entropy_train')).map(([, v]) => (Number.isFinite(v) ? v : 0))) * 1.08],
+          yDomain: [
+            0,
+            Math.max(
+              1,
+              ...series('entropy_val')
+                .concat(series('entropy_train'))
+                .map(([, v]) => (Number.isFinite(v) ? v : 0)),
+            ) * 1.08,
+          ],
           series: [
             { points: present(series('entropy_train')), colour: 'var(--line-train)', width: 1.5, dash: '5 4' },
             { points: present(series('entropy_val')), colour: 'var(--line-val)', width: 2.5 },
@@ -82,7 +104,14 @@ function draw(ctx, body, data, classes, chosen) {
           ],
           describe: (t) => describe(ctx, data, time, chosen, t),
         }),
-        h('p', { class: 'key' }, h('i', { class: 'dot-key', style: 'background: var(--line-val)' }), 'validation', h('i', { class: 'dot-key', style: 'background: var(--line-train)' }), 'training (dashed)'),
+        h(
+          'p',
+          { class: 'key' },
+          h('i', { class: 'dot-key', style: 'background: var(--line-val)' }),
+          'validation',
+          h('i', { class: 'dot-key', style: 'background: var(--line-train)' }),
+          'training (dashed)',
+        ),
       ),
       h(
         'div',
@@ -91,7 +120,9 @@ function draw(ctx, body, data, classes, chosen) {
         chart({
           ...shared('rank'),
           yDomain: [data.units, 1],
-          yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * data.units))].filter((tick, i, all) => all.indexOf(tick) === i),
+          yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * data.units))].filter(
+            (tick, i, all) => all.indexOf(tick) === i,
+          ),
           series: [{ points: present(series('rank'), (rank) => rank + 1), colour: 'var(--accent)' }],
           describe: (t) => describe(ctx, data, time, chosen, t),
         }),
@@ -103,7 +134,11 @@ function draw(ctx, body, data, classes, chosen) {
           series: [{ points: present(series('useful')), colour: `var(--role-${ROLE.BOTH})` }],
           describe: (t) => describe(ctx, data, time, chosen, t),
         }),
-        h('p', { class: 'key' }, 'rank 1 is the most effective unit of the layer; useful for: share of the classes with role Both'),
+        h(
+          'p',
+          { class: 'key' },
+          'rank 1 is the most effective unit of the layer; useful for: share of the classes with role Both',
+        ),
       ),
     ),
   );
@@ -112,7 +147,7 @@ function draw(ctx, body, data, classes, chosen) {
 
 function describe(ctx, data, time, chosen, t) {
   const at = t * data.units + chosen;
-  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, t)), 'removed'];
+  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, t)), ctx.role(ROLE.REMOVED).label];
   return [
     h('strong', {}, ctx.when(time, t)),
     h('div', {}, swatch(data.roles[at]), ctx.role(data.roles[at]).label),
@@ -128,7 +163,14 @@ function header(ctx, data, time, chosen) {
   const role = ctx.role(code);
   const { changes, stable } = history(data.roles, data.units, time.steps.length - 1);
   const go = (to) => ctx.set({ unit: (to + data.units) % data.units });
-  const input = h('input', { type: 'number', min: 0, max: data.units - 1, value: chosen, 'aria-label': 'Unit', onchange: (event) => go(Math.min(data.units - 1, Math.max(0, Math.round(Number(event.target.value)) || 0))) });
+  const input = h('input', {
+    type: 'number',
+    min: 0,
+    max: data.units - 1,
+    value: chosen,
+    'aria-label': 'Unit',
+    onchange: (event) => go(Math.min(data.units - 1, Math.max(0, Math.round(Number(event.target.value)) || 0))),
+  });
   const gone = code === ROLE.REMOVED;
   const facts = [
     ['role at the cursor', h('span', {}, swatch(code), role.label), role.meaning],
@@ -137,11 +179,27 @@ function header(ctx, data, time, chosen) {
     !gone && ['entropy', `${decimal(data.entropy_val[at])} nats`],
     !gone && ['selective rate', percent(data.selective_val[at])],
     ['changes of role', plural(changes[chosen], 'time').replace(/^1 time$/, 'once')],
-    [gone || data.roles[(time.steps.length - 1) * data.units + chosen] === ROLE.REMOVED ? 'removed at' : 'present role since', ctx.when(time, stable[chosen])],
+    [
+      gone || data.roles[(time.steps.length - 1) * data.units + chosen] === ROLE.REMOVED
+        ? 'removed at'
+        : 'present role since',
+      ctx.when(time, stable[chosen]),
+    ],
   ];
   return [
-    h('div', { class: 'unit-picker' }, h('button', { class: 'icon', 'aria-label': 'Unit before', onclick: () => go(chosen - 1) }, '‹'), h('label', {}, 'Unit ', input), h('button', { class: 'icon', 'aria-label': 'Unit after', onclick: () => go(chosen + 1) }, '›'), h('small', {}, `of ${data.units} in ${ctx.layer.name}`)),
-    h('dl', { class: 'facts wide' }, facts.filter(Boolean).map(([name, value, title]) => h('div', {}, h('dt', {}, name), h('dd', { title }, value)))),
+    h(
+      'div',
+      { class: 'unit-picker' },
+      h('button', { class: 'icon', 'aria-label': 'Unit before', onclick: () => go(chosen - 1) }, '‹'),
+      h('label', {}, 'Unit ', input),
+      h('button', { class: 'icon', 'aria-label': 'Unit after', onclick: () => go(chosen + 1) }, '›'),
+      h('small', {}, `of ${data.units} in ${ctx.layer.name}`),
+    ),
+    h(
+      'dl',
+      { class: 'facts wide' },
+      facts.filter(Boolean).map(([name, value, title]) => h('div', {}, h('dt', {}, name), h('dd', { title }, value))),
+    ),
   ];
 }
 
@@ -152,7 +210,11 @@ function strips(ctx, data, classes, time, chosen, width) {
     const count = ctx.run.classes.length;
     const place = new Map(Array.from(classes.steps, (step, at) => [step, at]));
     ctx.run.class_names.forEach((name, klass) => {
-      rows.push({ name, code: (t) => (place.has(time.steps[t]) ? classes.roles[place.get(time.steps[t]) * count + klass] : ROLE.NO_ROLE) });
+      rows.push({
+        name,
+        code: (t) =>
+          place.has(time.steps[t]) ? classes.roles[place.get(time.steps[t]) * count + klass] : ROLE.NO_ROLE,
+      });
     });
   }
   const columns = time.steps.length;
@@ -162,14 +224,46 @@ function strips(ctx, data, classes, time, chosen, width) {
   const bottom = top(rows.length);
   const root = svg(
     'svg',
-    { class: 'chart strips', width, height: bottom + 38, role: 'img', 'aria-label': 'Role of the unit for each class over time' },
+    {
+      class: 'chart strips',
+      width,
+      height: bottom + 38,
+      role: 'img',
+      'aria-label': 'Role of the unit for each class over time',
+    },
     rows.map((row, place) => [
-      svg('text', { class: row.bold ? 'tick bold' : 'tick', x: LABEL - 8, y: top(place) + 14, 'text-anchor': 'end' }, row.name.length > 20 ? `${row.name.slice(0, 19)}…` : row.name, svg('title', {}, row.name)),
-      stretches(columns, row.code).map(([code, from, to]) => svg('rect', { x: LABEL + from * step, y: top(place) + 1, width: (to - from) * step, height: ROW - 2, fill: `var(--role-${code})`, 'data-role': code })),
+      svg(
+        'text',
+        { class: row.bold ? 'tick bold' : 'tick', x: LABEL - 8, y: top(place) + 14, 'text-anchor': 'end' },
+        row.name.length > 20 ? `${row.name.slice(0, 19)}…` : row.name,
+        svg('title', {}, row.name),
+      ),
+      stretches(columns, row.code).map(([code, from, to]) =>
+        svg('rect', {
+          x: LABEL + from * step,
+          y: top(place) + 1,
+          width: (to - from) * step,
+          height: ROW - 2,
+          fill: fillOf(code),
+          'data-role': code,
+        }),
+      ),
     ]),
-    analysisTicks(time.labels, Math.max(2, Math.floor((columns * step) / 60))).map(({ at, label }) => svg('text', { class: 'tick', x: LABEL + (at + 0.5) * step, y: bottom + 16, 'text-anchor': 'middle' }, shortNumber(label))),
+    analysisTicks(time.labels, Math.max(2, Math.floor((columns * step) / 60))).map(({ at, label }) =>
+      svg(
+        'text',
+        { class: 'tick', x: LABEL + (at + 0.5) * step, y: bottom + 16, 'text-anchor': 'middle' },
+        shortNumber(label),
+      ),
+    ),
     svg('text', { class: 'axis-label', x: (LABEL + right) / 2, y: bottom + 33, 'text-anchor': 'middle' }, time.axis),
-    svg('rect', { class: 'cursor-box', x: LABEL + time.at * step, y: -1, width: Math.max(2, step), height: bottom + 2 }),
+    svg('rect', {
+      class: 'cursor-box',
+      x: LABEL + time.at * step,
+      y: -1,
+      width: Math.max(2, step),
+      height: bottom + 2,
+    }),
   );
   return interactive(root, {
     x: linear([-0.5, columns - 0.5], [LABEL, right]),
@@ -179,7 +273,10 @@ function strips(ctx, data, classes, time, chosen, width) {
     top: 0,
     bottom,
     onpick: (t) => ctx.pick(time, t),
-    describe: (t) => [h('strong', {}, ctx.when(time, t)), ...rows.map((row) => h('div', {}, swatch(row.code(t)), `${row.name}: ${ctx.role(row.code(t)).label}`))],
+    describe: (t) => [
+      h('strong', {}, ctx.when(time, t)),
+      ...rows.map((row) => h('div', {}, swatch(row.code(t)), `${row.name}: ${ctx.role(row.code(t)).label}`)),
+    ],
   });
 }
 

@@ -2,6 +2,7 @@
 import { codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
+import { isRole } from '../vocabulary.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
 const SORTS = [
@@ -18,7 +19,11 @@ const COLOURS = [
   ['useful', 'useful for', 'Share of the classes for which the unit is effective on both splits'],
 ];
 const FIELD = { entropy: 'entropy_val', selective: 'selective_val', useful: 'useful' };
-const RAMP = { entropy: ['entropy (nats)', 'low is effective'], selective: ['selective rate', ''], useful: ['useful for (share of classes)', ''] };
+const RAMP = {
+  entropy: ['entropy (nats)', 'low is effective'],
+  selective: ['selective rate', ''],
+  useful: ['useful for (share of classes)', ''],
+};
 
 export const units = {
   id: 'units',
@@ -30,7 +35,9 @@ export const units = {
     root.append(
       explain(
         'Every unit of one layer over time',
-        'Each row is a unit and keeps its number for the whole run; each column is an analysis. Long stretches of one colour are units that have found their role. Hover for all that is known, click to choose a unit and move the cursor, double-click to inspect it.',
+        'Each row is a unit and keeps its number for the whole run; each column is an analysis. Long stretches ' +
+          'of one colour are units that have found their role. Hover for all that is known, click to choose a unit ' +
+          'and move the cursor, double-click to inspect it.',
       ),
       options,
       panel.element,
@@ -48,17 +55,20 @@ export const units = {
 function controls(ctx, data) {
   const colour = colourOf(ctx, data);
   return [
-    colour === 'role' ? legend(ctx, codesIn(data.roles)) : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
+    colour === 'role'
+      ? legend(ctx, codesIn(data.roles))
+      : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
     h('span', { class: 'spring' }),
     choice('Colour', COLOURS, colour, (value) => ctx.set({ colour: value })),
     select('Sort by', SORTS, ctx.state.get('sort'), (sort) => ctx.set({ sort })),
   ];
 }
 
-const hasRoles = (data) => data.roles.some((code) => code < 4);
+const hasRoles = (data) => data.roles.some(isRole);
 
 // Without roles the raster would be blank.
-const colourOf = (ctx, data) => (ctx.state.get('colour') === 'role' && ctx.klass === 'all' && !hasRoles(data) ? 'entropy' : ctx.state.get('colour'));
+const colourOf = (ctx, data) =>
+  ctx.state.get('colour') === 'role' && ctx.klass === 'all' && !hasRoles(data) ? 'entropy' : ctx.state.get('colour');
 
 const ranges = new WeakMap();
 function rangeOf(colour, data) {
@@ -89,8 +99,16 @@ export function rasterPanel(ctx, { from } = {}) {
     }
     const filter = ctx.state.get('filter');
     const start = from ? from(time) : fromOf(ctx, time);
-    let rows = order(ctx.state.get('sort'), { roles: data.roles, units: data.units, at: time.at, measure: data.entropy_val });
-    if (filter) rows = rows.filter((u) => `${data.roles[start * data.units + u]}-${data.roles[time.at * data.units + u]}` === filter);
+    let rows = order(ctx.state.get('sort'), {
+      roles: data.roles,
+      units: data.units,
+      at: time.at,
+      measure: data.entropy_val,
+    });
+    if (filter)
+      rows = rows.filter(
+        (u) => `${data.roles[start * data.units + u]}-${data.roles[time.at * data.units + u]}` === filter,
+      );
     shown = { data, time, past: history(data.roles, data.units, time.at) };
     const colour = colourOf(ctx, data);
     raster.element.hidden = rows.length === 0;
@@ -128,17 +146,26 @@ export function fromOf(ctx, time) {
   const from = ctx.state.get('from');
   if (from === '') return 0;
   const place = Array.from(time.steps).indexOf(Number(from));
-  return place < 0 ? 0 : place;
+  return Math.max(place, 0);
 }
 
 function captionOf(ctx, data, time, start, rows, raster, past) {
   const filter = ctx.state.get('filter');
   const unit = ctx.state.get('unit');
-  const parts = [h('span', {}, filter ? `${rows.length} of ${plural(data.units, 'unit')}` : plural(data.units, 'unit'))];
+  const parts = [
+    h('span', {}, filter ? `${rows.length} of ${plural(data.units, 'unit')}` : plural(data.units, 'unit')),
+  ];
   if (filter) {
     const [before, after] = filter.split('-').map((code) => ctx.role(Number(code)).label);
     const text = `${before} → ${after}, from ${ctx.when(time, start)} to the cursor`;
-    parts.push(h('button', { class: 'chip', title: 'Drop the filter (Esc)', onclick: () => ctx.set({ filter: '' }) }, text, h('b', {}, '×')));
+    parts.push(
+      h(
+        'button',
+        { class: 'chip', title: 'Drop the filter (Esc)', onclick: () => ctx.set({ filter: '' }) },
+        text,
+        h('b', {}, '×'),
+      ),
+    );
   }
   if (unit !== '' && Number(unit) < data.units) {
     const code = data.roles[time.at * data.units + Number(unit)];
@@ -146,12 +173,24 @@ function captionOf(ctx, data, time, start, rows, raster, past) {
     parts.push(h('button', { class: 'chip', onclick: () => ctx.set({ view: 'unit' }) }, text, h('b', {}, 'inspect')));
   }
   const grow = (factor) => {
-    const next = factor > 1 ? Math.max(raster.row + 1, Math.round(raster.row * factor)) : Math.floor(raster.row * factor);
+    const next =
+      factor > 1 ? Math.max(raster.row + 1, Math.round(raster.row * factor)) : Math.floor(raster.row * factor);
     ctx.set({ rows: Math.min(32, Math.max(1, next)) });
   };
   parts.push(
     h('span', { class: 'spring' }),
-    h('span', { class: 'zoom' }, 'row height ', h('button', { class: 'icon', 'aria-label': 'Lower rows', onclick: () => grow(0.6) }, '−'), h('button', { class: 'icon', 'aria-label': 'Fit rows', title: 'Fit', onclick: () => ctx.set({ rows: '' }) }, 'fit'), h('button', { class: 'icon', 'aria-label': 'Higher rows', onclick: () => grow(1.6) }, '+')),
+    h(
+      'span',
+      { class: 'zoom' },
+      'row height ',
+      h('button', { class: 'icon', 'aria-label': 'Lower rows', onclick: () => grow(0.6) }, '−'),
+      h(
+        'button',
+        { class: 'icon', 'aria-label': 'Fit rows', title: 'Fit', onclick: () => ctx.set({ rows: '' }) },
+        'fit',
+      ),
+      h('button', { class: 'icon', 'aria-label': 'Higher rows', onclick: () => grow(1.6) }, '+'),
+    ),
   );
   return parts;
 }

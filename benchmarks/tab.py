@@ -1,0 +1,157 @@
+"""The tab "Unit roles" on long logs: how long each view takes, and how much memory TensorBoard holds.
+
+    python benchmarks/tab.py [--logs wide many] [--repeats 3] [--load_fast true]
+
+Needs chromium, chromedriver and selenium. Two synthetic logs: `wide` has a layer of 4,096 units among 12 small ones and
+300 analyses, `many` 13 layers of a VGG and 1,000 classes and 100 analyses. For each view: the time from the first
+request to the drawn view in a page that has just been opened, and the part of it that is drawing; medians over
+`--repeats` pages. Memory is the resident memory of TensorBoard and its data server, after reading the log and after all
+views. If a view shows fewer analyses than were logged, or the browser complains, no figure is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboard as tensorboard_package
+from torch.utils.tensorboard import SummaryWriter
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from tensorboard_plugin.conftest import FLAGS, tensorboard
+from tensorboard_plugin.page import Page
+from tensorboard_plugin.synthetic import Spec, Training
+
+from lightning_unitrole.tensorboard_plugin.summary import write_report
+
+VIEWS = ("overview", "units", "transitions", "entropy", "ablation", "unit", "runs")
+VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log to look at; the last layer is the one whose views are timed."""
+
+    layers: tuple[Spec, ...]
+    classes: int
+    analyses: int
+
+    def write(self, directory: Path) -> float:
+        """Write it at little cost, a few reports again and again; seconds that writing took for each report."""
+        classes = [f"class {index}" for index in range(self.classes)]
+        training = Training(self.layers, classes, class_curves=self.classes <= 10, points=17)
+        reports = [training.report(epoch, 6) for epoch in range(6)]
+        known, took = None, 0.0
+        with SummaryWriter(directory) as writer:
+            for epoch in range(self.analyses):
+                either = int(np.random.default_rng(epoch).integers(2))
+                report = reports[min(len(reports) - 1, epoch * len(reports) // self.analyses + either)]
+                start = time.perf_counter()
+                known = write_report(writer, replace(report, epoch=epoch), step=100 * epoch, known=known)
+                took += time.perf_counter() - start
+        return took / self.analyses
+
+
+LOGS = {
+    "wide": Log((*(Spec(f"features.{depth}", 32) for depth in range(12)), Spec("features.12", 4096)), 10, 300),
+    "many": Log(tuple(Spec(f"features.{depth}", units) for depth, units in enumerate(VGG)), 1000, 100),
+}
+
+
+def resident() -> dict[str, float]:
+    """Megabytes of the TensorBoard that this program has started, and of its data server."""
+    parents: dict[int, int] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # a process that ended while we looked
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    found = {"TensorBoard": 0.0, "data server": 0.0}
+    for pid in parents:
+        name = {os.getpid(): "TensorBoard"}.get(parents[pid])
+        if parents.get(parents[pid]) == os.getpid():
+            name = "data server"
+        with suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+            if name and ("tensorboard.main" in command or "data_server" in command):
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                found[name] += pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return found
+
+
+def look(driver: Any, address: str, analyses: int) -> dict[str, tuple[float, float]]:
+    """For each view, milliseconds to load and draw it in a new page, and those of drawing alone."""
+    times = {}
+    for view in VIEWS:
+        page = Page(driver, address, view=view)
+        loads, timings = page.js("return [window.unitRoles.loads, window.unitRoles.timings]")
+        if f"of {analyses}" not in page.text(".readout") or page.errors() or page.text(".notice"):
+            sys.exit(f"The view {view!r} does not show the log as it is; no figure is printed.")
+        times[view] = (loads[view], timings[view])
+    return times
+
+
+def browser() -> Any:
+    """A headless Chromium."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+
+
+def memory(what: str) -> str:
+    return f"{what}: " + ", ".join(f"{name} {megabytes:.0f} MB" for name, megabytes in resident().items() if megabytes)
+
+
+def show(driver: Any, name: str, log: Log, repeats: int, arguments: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        wrote = log.write(Path(directory) / name)
+        size = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())
+        with tensorboard(Path(directory), *arguments, runs=1) as address:
+            before = memory("read")
+            rounds = [look(driver, address, log.analyses) for _ in range(repeats)]
+            after = memory(f"after {repeats} x {len(VIEWS)} views")
+    units = max(spec.units for spec in log.layers)
+    print(f"\n{name}: {len(log.layers)} layers of {units:,} units at most, {log.classes:,} classes, ", end="")
+    print(f"{log.analyses} analyses; {size / 1e6:.1f} MB, {1e3 * wrote:.0f} ms to log a report")
+    print(f"{before}; {after}")
+    print(f"{'view':<14}{'to drawn':>10}{'drawing':>10}   milliseconds")
+    for view in VIEWS:
+        load, draw = (statistics.median(each[view][column] for each in rounds) for column in (0, 1))
+        print(f"{view:<14}{load:>10.0f}{draw:>10.0f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logs", nargs="+", choices=LOGS, default=list(LOGS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--load_fast", choices=("true", "false"), default="true", help="TensorBoard's own option")
+    options = parser.parse_args()
+    driver = browser()
+    try:
+        versions = f"TensorBoard {tensorboard_package.__version__}, Chromium {driver.capabilities['browserVersion']}"
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors"
+        print(f"{machine}, Python {platform.python_version()}, {versions}, load_fast {options.load_fast}")
+        for name in options.logs:
+            show(driver, name, LOGS[name], options.repeats, ["--load_fast", options.load_fast])
+    finally:
+        driver.quit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""What roles are called, what they mean and how they look, and when a measurement is worth trusting.
+
+The one source for the console, the scalars, the figures and the TensorBoard tab. It imports nothing but the standard
+library, so that each of them can have it for free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+NEITHER = 0
+TRAIN_ONLY = 1
+VAL_ONLY = 2
+BOTH = 3
+UNDECIDED = 253
+REMOVED = 254
+NO_ROLE = 255
+
+RANKING_MARGIN = 0.05
+"""By how much a ranking gap must exceed that of a random order to say something: random orders differ by this much."""
+RELIABLE_AGREEMENT = 0.6
+"""Smallest agreement (Cohen's kappa) between the roles from two halves of the images that can be relied on."""
+
+BACKGROUND: Mapping[str, str] = {"light": "#ffffff", "dark": "#1c1f23"}
+"""What the colours of the roles are seen against in each theme."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """How one role is called, explained and drawn.
+
+    Attributes:
+        code: what stands for the role in an array of uint8.
+        name: name in code and in keys of scalars.
+        label: name for readers.
+        meaning: one sentence for somebody who has not read the papers.
+        light: colour ``#rrggbb`` on a light background.
+        dark: colour on a dark background.
+        fill: ``solid``; ``hatched``, in stripes of the colour on the background; or ``empty``, no mark at all, but
+            a faint ground that needs an outline to be seen.
+    """
+
+    code: int
+    name: str
+    label: str
+    meaning: str
+    light: str
+    dark: str
+    fill: Literal["solid", "hatched", "empty"] = "solid"
+
+    @property
+    def matplotlib(self) -> str:
+        """Colour in Matplotlib's figures, whose background is white; of the stripes where the role is hatched."""
+        return self.light
+
+    @property
+    def patch(self) -> dict[str, Any]:
+        """Arguments for a Matplotlib patch that looks like the role.
+
+        Example:
+            >>> ROLE_OF[UNDECIDED].patch["hatch"]
+            '////'
+        """
+        if self.fill == "hatched":
+            return {"facecolor": BACKGROUND["light"], "edgecolor": self.light, "hatch": "////", "linewidth": 0}
+        return {"facecolor": self.light, "linewidth": 0}
+
+
+# The solid colours come from a search: at least 3:1 against the background, and the smallest distance between any two
+# of them as large as it gets for people with normal vision, protanopia, deuteranopia and tritanopia alike. "Validation
+# only" is the light relative of "Both"; "Training only", which does not generalise, is the warm one.
+ROLES = (
+    Role(
+        BOTH,
+        "BOTH",
+        "Both",
+        "The unit measurably helps the network's answers on training images and on validation images.",
+        light="#1a3659",
+        dark="#0593e6",
+    ),
+    Role(
+        VAL_ONLY,
+        "VAL_ONLY",
+        "Validation only",
+        "The unit measurably helps the network's answers on validation images, but not on training images.",
+        light="#396781",
+        dark="#a5e7f8",
+    ),
+    Role(
+        TRAIN_ONLY,
+        "TRAIN_ONLY",
+        "Training only",
+        "The unit measurably helps the network's answers on training images, but not on validation images, "
+        "as a unit does that has memorised.",
+        light="#f26011",
+        dark="#d98a2e",
+    ),
+    Role(
+        NEITHER,
+        "NEITHER",
+        "Neither",
+        "No help from the unit can be measured, neither on training images nor on validation images.",
+        light="#8b9398",
+        dark="#6c6f73",
+    ),
+    Role(
+        UNDECIDED,
+        "UNDECIDED",
+        "Undecided",
+        "There are not enough images, or there is not enough information in them, to tell what the unit is good for.",
+        light="#8a3a8f",
+        dark="#d9a6e6",
+        fill="hatched",
+    ),
+    Role(
+        REMOVED,
+        "REMOVED",
+        "Removed",
+        "The unit has been pruned away and is no longer part of the network.",
+        light=BACKGROUND["light"],
+        dark=BACKGROUND["dark"],
+        fill="empty",
+    ),
+    Role(
+        NO_ROLE,
+        "NO_ROLE",
+        "No role",
+        "No role was looked for: units were not switched off, or the class has no images on one of the two sides.",
+        light="#efe9f5",
+        dark="#2c2735",
+        fill="empty",
+    ),
+)
+"""Every role, from the bottom of a stack of shares to its top."""
+
+ROLE_OF: Mapping[int, Role] = {role.code: role for role in ROLES}
+"""The same by code."""
+
+
+def vocabulary() -> dict[str, Any]:
+    """The vocabulary as JSON can hold it, for readers in other languages.
+
+    Example:
+        >>> vocabulary()["roles"][0]["label"]
+        'Both'
+    """
+    return {"roles": [asdict(role) for role in ROLES], "background": dict(BACKGROUND)}
+
+
+def ranking_is_informative(ranking_gap: float, random_gap: float) -> bool | None:
+    """Whether a ranking of units is better than a random order by more than random orders differ.
+
+    Args:
+        ranking_gap: area between the least-first and the most-first accuracy curve, -1 to 1.
+        random_gap: the same for a random order in the place of the least-first one.
+
+    Returns:
+        None where one of the two was not measured (NaN).
+
+    Example:
+        >>> ranking_is_informative(0.3, 0.1), ranking_is_informative(0.12, 0.1)
+        (True, False)
+    """
+    if math.isnan(ranking_gap) or math.isnan(random_gap):
+        return None
+    return ranking_gap > random_gap + RANKING_MARGIN
+
+
+def ranking_verdict(ranking_gap: float, random_gap: float) -> str:
+    """What the ablation curves of a layer say of its ranking, in one sentence.
+
+    Args:
+        ranking_gap: area between the least-first and the most-first accuracy curve, -1 to 1.
+        random_gap: the same for a random order in the place of the least-first one.
+
+    Example:
+        >>> ranking_verdict(0.12, 0.1)
+        'The ranking is hardly better than a random order.'
+    """
+    if math.isnan(ranking_gap):
+        return "The ranking was not put to the test."
+    if ranking_gap < -RANKING_MARGIN:
+        return "The ranking is upside down: the network needs the units at its end more than those at its head."
+    if math.isnan(random_gap):
+        return "The ranking was not compared with a random order."
+    if ranking_gap < random_gap - RANKING_MARGIN:
+        return "The ranking is worse than a random order."
+    if not ranking_is_informative(ranking_gap, random_gap):
+        return "The ranking is hardly better than a random order."
+    return "The ranking is better than a random order."
+
+
+def reliability_verdict(agreement: float, images_per_class: int) -> str:
+    """Whether the roles of a layer can be relied on, in one sentence.
+
+    Args:
+        agreement: Cohen's kappa between the roles from two disjoint halves of the images, at most 1; NaN where it was
+            not measured.
+        images_per_class: number of images of each class that both halves have together.
+
+    Example:
+        >>> reliability_verdict(0.82, 100)
+        'The roles are reliable: two halves of 100 images a class agree to 0.82.'
+    """
+    images = f"{images_per_class} image{'' if images_per_class == 1 else 's'} a class"
+    if math.isnan(agreement):
+        return f"How reliable the roles are was not measured: there are no two halves of {images} to compare."
+    if agreement >= RELIABLE_AGREEMENT:
+        return f"The roles are reliable: two halves of {images} agree to {agreement:.2f}."
+    needed = images_needed(agreement, images_per_class)
+    more = "more images" if needed is None else f"about {needed} images a class"
+    return (
+        f"There are not enough images to tell the roles: two halves of {images} agree only to {agreement:.2f}, less "
+        f"than {RELIABLE_AGREEMENT:g}; use {more}."
+    )
+
+
+def images_needed(agreement: float, images_per_class: int) -> int | None:
+    """Images of each class, about, with which two halves would agree well enough; None where that cannot be told.
+
+    Args:
+        agreement: agreement between two halves of the images.
+        images_per_class: number of images of each class that both halves have together.
+
+    Source: the prophecy formula of Spearman and Brown, 1910, for how agreement grows with the length of a test.
+
+    Example:
+        >>> images_needed(0.4, 20)
+        45
+    """
+    if math.isnan(agreement) or not 0.05 < agreement < 1:
+        return None
+    times = RELIABLE_AGREEMENT * (1 - agreement) / (agreement * (1 - RELIABLE_AGREEMENT))
+    return math.ceil(max(times, 1.0) * images_per_class)

@@ -1,0 +1,127 @@
+"""From the events of a log to one analysis after the other, with a bound on all that a request may cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_unitrole.tensorboard_plugin.contents import Content, Part
+from lightning_unitrole.tensorboard_plugin.index import UnreadableError, check_format, counted
+from lightning_unitrole.tensorboard_plugin.packing import Array, header_bytes, inflate, unpack
+
+MAX_ANSWER_BYTES = 1 << 25
+"""What one answer may hold. A layer of 4,096 units has room for 600 analyses of all its measures."""
+MAX_INFLATED_BYTES = 1 << 28
+"""What may be inflated, one container after the other, for one answer: about a second of work."""
+_LEAST = 4096  # bytes that an event counts for at least, as even an empty one takes its time
+_MOST_DEFLATED = 1032  # how many bytes a deflated one can stand for
+_JSON = 32  # as many bytes of arrays take the time of one of a header
+_CURVE = 200  # bytes of the answer that the description of a curve takes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One analysis."""
+
+    step: int
+    epoch: float
+    content: Content
+
+
+@dataclass(frozen=True)
+class Series:
+    """All analyses that can be shown, in order, and one sentence for each reason why others cannot."""
+
+    rows: list[Row]
+    skipped: list[str]
+
+    def stack(self, name: str, empty: Array) -> Array:
+        """One array of all analyses, ``[steps, ...]``; ``empty`` where there is none."""
+        arrays = [row.content.arrays[name] for row in self.rows]
+        return np.stack(arrays) if arrays else empty
+
+
+def read_series(data: Iterable[Any], part: Part) -> Series:
+    """Read the events of one tag.
+
+    Args:
+        data: TensorBoard's tensor events; of two at one step the later one counts.
+        part: what to read from each, and how large it may be.
+    """
+    latest = {int(event.step): event.numpy for event in data}
+    steps = sorted(latest, reverse=True)  # whatever has to be left out, the newest is shown
+    rows: list[Row] = []
+    reasons: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    every, held, budget = 1, 0, MAX_INFLATED_BYTES
+    for place, step in enumerate(steps):
+        if place % every:
+            continue
+        if budget <= 0:
+            reasons["there is too much data for one view"] += len(steps) - place
+            break
+        cost = 0
+        try:
+            deflated = _bytes(latest[step])
+            cost = min(part.limit, _MOST_DEFLATED * len(deflated))  # the worst, as long as nobody knows better
+            container = inflate(deflated, part.limit)
+            cost = len(container) + _JSON * min(part.max_header, header_bytes(container))
+            row = _row(step, container, part)
+        except (ValueError, UnreadableError) as error:
+            reasons[str(error)] += 1
+            continue
+        finally:
+            budget -= max(_LEAST, cost)
+        remarks.update(row.content.remarks)
+        rows.append(row)
+        held += _size(row)
+        while held > MAX_ANSWER_BYTES and len(rows) > 1:
+            every *= 2
+            rows = [kept for at, kept in enumerate(rows) if at % 2 == 0]
+            held = sum(map(_size, rows))
+    skipped = [f"{_analyses(count, len(steps))} cannot be shown: {why}." for why, count in reasons.most_common()]
+    skipped += [f"{_analyses(count, len(steps))} came {what}." for what, count in remarks.most_common()]
+    if every > 1:
+        skipped.append(f"Only one analysis in {every} is shown: all of them are too many for one view.")
+    return Series(rows[::-1], counted(skipped))
+
+
+def _row(step: int, container: bytes, part: Part) -> Row:
+    info, arrays = unpack(container, part.max_header)
+    check_format(info)
+    content = part.read(info, arrays)
+    return Row(step, _epoch(info), content)
+
+
+def _epoch(info: Mapping[str, Any]) -> float:
+    epoch: Any = info.get("epoch")
+    if type(epoch) not in (int, float) or not -1e15 < epoch < 1e15:
+        raise ValueError("the epoch is missing")
+    return float(epoch)
+
+
+def _bytes(tensor: Any) -> bytes:
+    if not isinstance(tensor, np.ndarray) or tensor.dtype != np.uint8 or tensor.ndim > 1:
+        raise ValueError("the tensor is of another type")
+    return tensor.tobytes()
+
+
+def _size(row: Row) -> int:
+    curves = len(row.content.info.get("curves", ()))
+    return sum(array.nbytes for array in row.content.arrays.values()) + _CURVE * curves
+
+
+def _analyses(count: int, total: int) -> str:
+    return f"{count} of {total} analys{'is' if total == 1 else 'es'}"
+
+
+def answer_time(series: Series) -> dict[str, Array]:
+    """Steps and epochs of the analyses, for a browser, which has no whole numbers of 64 bits."""
+    return {
+        "steps": np.array([row.step for row in series.rows], np.float64),
+        "epochs": np.array([row.epoch for row in series.rows], np.float64),
+    }

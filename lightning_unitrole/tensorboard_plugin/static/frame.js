@@ -1,0 +1,133 @@
+// What stands around the views: tabs, controls, the bar of the cursor, the list of keys, and what to say without data.
+import { h, plural } from './dom.js';
+
+const KEYS = [
+  ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
+  ['1 – 7', 'choose a view'],
+  ['[ ]', 'layer before, layer after'],
+  ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
+  ['P', 'play, pause'],
+  ['Esc', 'drop the filter'],
+  ['?', 'this list'],
+];
+
+export function buildFrame(app, views) {
+  const tabs = h(
+    'nav',
+    { class: 'tabs', role: 'tablist', 'aria-label': 'Views' },
+    views.map((view, place) =>
+      h(
+        'button',
+        {
+          role: 'tab',
+          id: `tab-${view.id}`,
+          title: `${view.tab} (${place + 1})`,
+          onclick: () => app.set({ view: view.id }),
+        },
+        view.tab,
+      ),
+    ),
+    h('button', { class: 'help', title: 'Keys (?)', 'aria-label': 'Keys', onclick: () => help.showModal() }, '?'),
+  );
+  const controls = h('div', { class: 'controls' });
+  const slider = h('input', {
+    type: 'range',
+    min: 0,
+    step: 1,
+    'aria-label': 'Cursor: analysis',
+    oninput: (event) => app.moveTo(Number(event.target.value)),
+  });
+  const readout = h('output', { class: 'readout' });
+  const player = h(
+    'button',
+    { class: 'icon', title: 'Play (P)', 'aria-label': 'Play', onclick: () => app.play() },
+    '▶',
+  );
+  const cursor = h(
+    'div',
+    { class: 'cursor-bar' },
+    h(
+      'button',
+      {
+        class: 'icon',
+        title: 'One analysis back (←)',
+        'aria-label': 'One analysis back',
+        onclick: () => app.move(-1),
+      },
+      '‹',
+    ),
+    slider,
+    h(
+      'button',
+      { class: 'icon', title: 'One analysis on (→)', 'aria-label': 'One analysis on', onclick: () => app.move(1) },
+      '›',
+    ),
+    player,
+    readout,
+    h('span', { class: 'axis-choice' }),
+  );
+  const message = h('div', { class: 'message', role: 'alert', hidden: true });
+  const panels = new Map(
+    views.map((view) => [
+      view.id,
+      h('section', {
+        class: `view view-${view.id}`,
+        role: 'tabpanel',
+        'aria-labelledby': `tab-${view.id}`,
+        hidden: true,
+      }),
+    ]),
+  );
+  const notice = h('aside', { role: 'status' });
+  const main = h('main', {}, notice, message, [...panels.values()]);
+  const help = h(
+    'dialog',
+    { class: 'keys', 'aria-label': 'Keys' },
+    h('h2', {}, 'Keys'),
+    h(
+      'dl',
+      {},
+      KEYS.map(([keys, what]) => [h('dt', {}, keys), h('dd', {}, what)]),
+    ),
+    h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),
+  );
+  app.root.append(h('header', {}, tabs, controls, cursor), main, help);
+  return { tabs, controls, slider, readout, player, cursor, notice, message, panels, main, help };
+}
+
+// What of the logs is not shown, and why.
+function reasons(skipped) {
+  const where = ({ run, layer }) => [h('strong', {}, run), layer ? ` · ${layer}` : null, ': '];
+  return h(
+    'ul',
+    {},
+    skipped.map((each) => h('li', {}, where(each), each.reason)),
+  );
+}
+
+export function notice(skipped) {
+  if (!skipped.length) return [];
+  const summary = `${plural(skipped.length, 'thing')} in these logs cannot be shown as logged`;
+  return [h('details', { class: 'notice', open: skipped.length < 4 }, h('summary', {}, summary), reasons(skipped))];
+}
+
+export function emptyState(skipped) {
+  if (skipped.length) return [h('h2', {}, 'No run in these logs can be shown'), reasons(skipped)];
+  return [
+    h('h2', {}, 'No unit roles in these logs yet'),
+    h('p', {}, 'Add the monitor to your trainer; it writes to the TensorBoard logger after each analysed epoch:'),
+    h(
+      'pre',
+      {},
+      'from lightning_unitrole import UnitRoleMonitor\n\ntrainer = Trainer(callbacks=[UnitRoleMonitor()], ' +
+        'logger=TensorBoardLogger("logs"))\ntrainer.fit(model, train_loader, val_loader)',
+    ),
+    h(
+      'p',
+      {},
+      'Then point TensorBoard at that directory (',
+      h('code', {}, 'tensorboard --logdir logs'),
+      ') and reload. If training has just begun, the first analysis comes at the end of its first epoch.',
+    ),
+  ];
+}
