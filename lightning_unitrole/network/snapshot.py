@@ -424,6 +424,8 @@ def _children(value: Any) -> Iterable[Any]:
         return _parts_of_module(value)
     if _is_left_alone(type(value)):
         return ()
+    if isinstance(value, data.DataLoader):  # whose live iterator is not touched by those that read a copy
+        return (*(part for name, part in vars(value).items() if name != "_iterator"), *_users_classes(value))
     return (*_attributes(value).values(), *(part for _, part in _slots(value)), *_users_classes(value))
 
 
