@@ -82,7 +82,7 @@ class AnalysisSession:
         self.runner, self.options = runner, options
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
         self.example_inputs, _ = split_batch(batch, options.batch_fn)
-        with runner.undisturbed():
+        with runner.undisturbed(parameters=True):
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
