@@ -3,12 +3,14 @@
     python benchmarks/cuda_check.py
 
 First the recorded answers and many maps with ties, in float32, float16, bfloat16 and float64, contiguous and
-channels_last, square and not, births and counted histograms; then a check that nothing waits for the device; then
-``birth_points.py`` on the GPU. Stops with an error, and without figures, at the first thing that is wrong.
+channels_last, square and not, births and counted histograms; then that ``auto`` keeps triton after it has tried it on
+every size; then that nothing waits for the device; then ``birth_points.py`` on the GPU. Stops with an error, and
+without figures, at the first thing that is wrong.
 """
 
 import os
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -96,21 +98,36 @@ def count_differences(name: str, maps: Tensor, backend: str, device: torch.devic
     return []
 
 
-def waits(device: torch.device) -> str | None:
-    """Whether counting makes the host wait for the device."""
+def doubts(device: torch.device) -> list[str]:
+    """The warnings with which ``auto`` gives triton up."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _, maps in made():
+            groups = torch.zeros(len(maps), dtype=torch.int64, device=device)
+            counts = torch.zeros(1, maps.shape[1], 51, dtype=torch.int16, device=device)
+            lost = torch.zeros(1, maps.shape[1], dtype=torch.int32, device=device)
+            for dtype in (torch.float32, torch.bfloat16):
+                count_births(maps.to(device, dtype), groups, counts, lost)
+    return [f"auto: {warning.message}" for warning in said]
+
+
+def waits(device: torch.device) -> list[str]:
+    """Backends with which counting makes the host wait for the device."""
     maps = torch.randn(4, 64, 14, 14, device=device)
     groups = torch.zeros(4, dtype=torch.int64, device=device)
     counts = torch.zeros(1, 64, 51, dtype=torch.int16, device=device)
     lost = torch.zeros(1, 64, dtype=torch.int32, device=device)
-    count_births(maps, groups, counts, lost, backend="triton")  # compiles, and makes the table of edges
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        count_births(maps, groups, counts, lost, backend="triton")
-    except RuntimeError as error:
-        return f"triton waits for the device: {error}"
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return None
+    wrong = []
+    for backend in ("triton", "auto"):
+        count_births(maps, groups, counts, lost, backend=backend)  # compiles, tries, and makes the table of edges
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            count_births(maps, groups, counts, lost, backend=backend)
+        except (RuntimeError, ImportError) as error:
+            wrong.append(f"{backend} waits for the device: {error}")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return wrong
 
 
 def main() -> int:
@@ -119,8 +136,7 @@ def main() -> int:
         return 2
     device = torch.device("cuda")
     wrong = [line for backend in ("triton", "torch") for line in differences(backend, device)]
-    waiting = waits(device)
-    wrong += [waiting] if waiting else []
+    wrong += doubts(device) + waits(device)
     if wrong:
         print("Wrong on this machine, so there are no figures:", *wrong, sep="\n  ")
         return 1

@@ -237,6 +237,16 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+def published(path: Path) -> tuple[nn.Module, int]:
+    """A CIFAR ResNet with option-A shortcuts out of a file of weights, and its depth."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
+    blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
+    net = ResNet(blocks)
+    net.load_state_dict(state)
+    return net.eval().to(device()), 6 * blocks + 2
+
+
 def widened(plan: str, factor: float) -> str:
     """A plan with all widths multiplied."""
     return ",".join(entry if entry == "M" else str(max(4, round(int(entry) * factor))) for entry in plan.split(","))

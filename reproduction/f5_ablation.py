@@ -75,15 +75,12 @@ def trained_cases(images: common.Images, options: argparse.Namespace, seed: int)
 def published_cases(images: common.Images, options: argparse.Namespace, seed: int) -> Iterator[Case]:
     """Published CIFAR ResNets: the last block, its inner convolution and its sum; the seed draws the images."""
     for path in options.weights or []:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
-        blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
-        net = common.ResNet(blocks)
-        net.load_state_dict(state)
+        net, depth = common.published(path)
+        blocks = (depth - 2) // 6
         layers = [f"layer3.{blocks - 1}.conv1", f"layer3.{blocks - 1}.conv2"]
         train = images.sample("train", 50, seed=seed)
-        name = f"ResNet-{6 * blocks + 2}, 32 pixels"
-        case = Case(name, net.eval().to(common.device()), train, layers, options.images_per_class)
+        name = f"ResNet-{depth}, 32 pixels"
+        case = Case(name, net, train, layers, options.images_per_class)
         yield case
         if blocks <= 3 or options.full:
             yield upscaled(case, 56)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -43,13 +44,20 @@ class Plain(Dataset[Any]):
 
     def __init__(self, labels: Sequence[Any] = LABELS) -> None:
         self.labels = labels
-        self.read: list[int] = []
+        self._calls = Mock()  # not a list: what user's own objects hold is put back after reading
+
+    @property
+    def read(self) -> list[int]:
+        return [call.args[0] for call in self._calls.call_args_list]
+
+    def forget(self) -> None:
+        self._calls.reset_mock()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        self.read.append(index)
+        self._calls(index)
         return images(index + 1)[index], self.labels[index]
 
 

@@ -31,6 +31,7 @@ RESULTS = {
     "f5_ablation": ["f5_gaps", "f5_explained"],
     "f6_roles": ["f6_roles_0", "f6_roles_40"],
     "f7_generalisation": ["f7_generalisation"],
+    "reliability": ["reliability"],
 }
 TINY = {"seeds": 1, "epochs": 1, "train-per-class": 6, "test-per-class": 6, "images-per-class": 3, "width": 0.25}
 
@@ -63,6 +64,8 @@ def test_a_script_writes_its_table_and_its_plots(name, script, folder, tmp_path,
     if name == "f7_generalisation":
         monkeypatch.setattr(module, "SHARES", (0.0, 1.0))
     places = ["--data", str(folder / "images"), "--cache", str(folder / "cache"), "--out", str(tmp_path)]
+    if name == "reliability":
+        places.append("--quick")
     module.main([*places, "--ablation-points=3", *(f"--{key}={value}" for key, value in TINY.items())])
     printed = capsys.readouterr()
     assert "Estimated cost: " in printed.err

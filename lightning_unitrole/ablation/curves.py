@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest, Batches
-from lightning_unitrole.ablation.points import coarse_points, even_points, refined_points
+from lightning_unitrole.ablation.points import coarse_points, refined_points
 from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.network.runner import Runner
@@ -100,33 +100,48 @@ def measure_curves(
     requests: Sequence[AblationRequest],
     *,
     points: int | None = None,
-    refine: bool = True,
     progress: Callable[[], None] | None = None,
 ) -> list[AblationCurve | None]:
-    """Several curves of one layer at once; see :func:`cumulative_ablation`.
+    """Several curves of one layer at once, with their turning points located; see :func:`cumulative_ablation`.
 
     Args:
         engine: measures the layer. With several processes turning points are located on the sums of all of them, so
             that each measures the same points.
         requests: orders, and the images that count for each.
         points: about how many points each curve has; ``None`` for every number of units.
-        refine: locate the turning point of each curve; else ``points`` are spread evenly, in one round.
         progress: called after each batch, in each round of measuring.
 
     Returns:
         A curve for each request; ``None`` where no image counts.
     """
     with torch.inference_mode(False):  # so that the curves can be used everywhere
-        units = engine.layer.num_units
-        numbers = [coarse_points(units, points) if refine else even_points(units, points)] * len(requests)
+        numbers = [coarse_points(engine.layer.num_units, points)] * len(requests)
         known = [_Points() for _ in requests]
         while any(len(of_request) for of_request in numbers):
-            sums = engine.runner.total(torch.cat(engine.measure(requests, numbers, progress or (lambda: None)))).cpu()
-            parts = torch.split(sums, [len(of_request) for of_request in numbers])
+            parts = measure_sums(engine, requests, numbers, progress or (lambda: None))
             for of_request, more, part in zip(known, numbers, parts, strict=True):
                 of_request.add(more, part)
-            numbers = [of_request.wanted(points if refine else None) for of_request in known]
+            numbers = [of_request.wanted(points) for of_request in known]
         return [of_request.curve() for of_request in known]
+
+
+def measure_sums(
+    engine: AblationEngine,
+    requests: Sequence[AblationRequest],
+    numbers: Sequence[Tensor],
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, ...]:
+    """What :meth:`AblationEngine.measure` gives, summed over processes."""
+    sums = engine.runner.total(torch.cat(engine.measure(requests, numbers, progress))).cpu()
+    return torch.split(sums, [len(of_request) for of_request in numbers])
+
+
+def curve_of(ablated: Tensor, sums: Tensor) -> AblationCurve | None:
+    """The curve that sums ``[P, 4]`` of loss, score, top-5 score and images make; ``None`` where no image counts."""
+    if not bool(sums[:, 3].any()):
+        return None
+    loss, accuracy, top5 = (sums[:, :3] / sums[:, 3:]).unbind(1)
+    return AblationCurve(ablated, loss, accuracy, top5)
 
 
 class _Points:
@@ -142,10 +157,7 @@ class _Points:
         self.ablated, self.sums = merged[order], torch.cat([self.sums, sums])[order]
 
     def curve(self) -> AblationCurve | None:
-        if not bool(self.sums[:, 3].any()):
-            return None
-        loss, accuracy, top5 = (self.sums[:, :3] / self.sums[:, 3:]).unbind(1)
-        return AblationCurve(self.ablated, loss, accuracy, top5)
+        return curve_of(self.ablated, self.sums)
 
     def wanted(self, points: int | None) -> Tensor:
         curve = None if points is None else self.curve()

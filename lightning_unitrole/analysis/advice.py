@@ -67,6 +67,21 @@ def left_out_images(report: UnitReport) -> str | None:
     )
 
 
+def turning_gaps(report: UnitReport) -> str | None:
+    """What to tell the user where zero and mean ablation say opposite things of a ranking; None where they agree."""
+    found = [
+        f"{name!r} ({layer.val.ranking_gap:+.3f} with units at their mean, "
+        f"{layer.val.ranking_gap_at_zero:+.3f} at zero)"
+        for name, layer in report.layers.items()
+        if layer.val.ranking_gap * layer.val.ranking_gap_at_zero < 0
+    ]
+    if not found:
+        return None
+    return (
+        f"The ranking gap changes its sign with what a unit gives that is off: {', '.join(found)}. Do not rely on it."
+    )
+
+
 def unreliable_roles(report: UnitReport) -> str | None:
     """What to tell the user of layers whose roles would hardly repeat on other images; None where there are none."""
     found = [

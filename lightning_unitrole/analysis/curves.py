@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_unitrole.ablation import AblationEngine, AblationRequest, measure_curves
+from lightning_unitrole.ablation import (
+    AblationEngine,
+    AblationRequest,
+    curve_of,
+    even_points,
+    measure_curves,
+    measure_sums,
+)
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.data.sample import Sample
 from lightning_unitrole.network.runner import Runner
@@ -16,7 +23,6 @@ from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.ranking.criteria import Ranking
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
-from lightning_unitrole.reports.effects import HELPS, NO_EFFECT
 from lightning_unitrole.reports.layer import RemovalCheck
 
 RANDOM_ORDERS = 2
@@ -59,7 +65,8 @@ class LayerCurves:
         self,
         ranking: Ranking,
         contributions: Contributions,
-        effects: Tensor,
+        helps: Tensor,
+        idle: Tensor,
         sample: Sample,
         *,
         held_out: bool,
@@ -70,11 +77,13 @@ class LayerCurves:
         Args:
             ranking: how the criterion ranks the units.
             contributions: what they contribute.
-            effects: ``[U]`` what they do over all classes, see :mod:`lightning_unitrole.reports.effects`.
+            helps: ``[U]`` bool, units that help over all classes.
+            idle: ``[U]`` bool, units without a measurable effect.
             sample: the images.
             held_out: whether neither ranking nor contributions come from these images; only then is it measured what
                 switching off all units without an effect does.
-            fill: ``[U, H, W]`` maps of units that are off; zero when left out.
+            fill: ``[U, H, W]`` maps of units that are off; zero when left out. With it the ranking's curves are
+                measured with units at zero too, as ``"least_first_zero"`` and ``"most_first_zero"``.
         """
         if not bool(sample.images.any()):
             return {}, None
@@ -85,39 +94,27 @@ class LayerCurves:
             "random": AblationRequest(_random_order(self.layer, 0)),
             **{f"random_{draw}": AblationRequest(_random_order(self.layer, draw)) for draw in range(1, RANDOM_ORDERS)},
         }
-        engine = self._engine(sample, fill)
-        points = max(self.options.ablation_points // 4, 2)
-        found = measure_curves(engine, list(requests.values()), points=points, refine=False)
-        curves = {name: curve for name, curve in zip(requests, found, strict=True) if curve is not None}
-        return curves, self._check_removal(engine, effects) if held_out else None
+        checks = _removals(self.layer, helps, idle) if held_out else []
+        # Everything in one go, so that the images are read once.
+        curves, sums = self._evenly(self._engine(sample, fill), requests, checks)
+        if fill is not None:
+            with_zero, _ = self._evenly(self._engine(sample), both_ways(ranking.overall), [])
+            curves |= {f"{name}_zero": curve for name, curve in with_zero.items()}
+        return curves, _check(helps, idle, sums) if held_out else None
 
-    def _check_removal(self, engine: AblationEngine, effects: Tensor) -> RemovalCheck:
-        """What switching off all units without a measurable effect does, and what the helpers do alone."""
-        units = len(effects)
-        removed, helpers = int((effects == NO_EFFECT).sum()), int((effects == HELPS).sum())
-        requests = [
-            AblationRequest((effects != NO_EFFECT).long().argsort(stable=True)),
-            AblationRequest((effects == HELPS).long().argsort(stable=True)),
-            *(AblationRequest(_random_order(engine.layer, 1000 + draw)) for draw in range(RANDOM_DRAWS)),
-        ]
-        numbers = [torch.tensor([0, removed]), torch.tensor([units - helpers])]
-        numbers = [torch.unique(one) for one in numbers] + [torch.tensor([removed])] * RANDOM_DRAWS
-        sums = self.runner.total(torch.cat(engine.measure(requests, numbers))).cpu()
-        means = torch.split(sums[:, :2] / sums[:, 3:], [len(one) for one in numbers])
-        random = torch.cat(means[2:])
-        return RemovalCheck(
-            images=int(sums[0, 3]),
-            accuracy=float(means[0][0, 1]),
-            loss=float(means[0][0, 0]),
-            removed=removed,
-            removed_accuracy=float(means[0][-1, 1]),
-            removed_loss=float(means[0][-1, 0]),
-            helpers=helpers,
-            helpers_accuracy=float(means[1][0, 1]),
-            helpers_loss=float(means[1][0, 0]),
-            random_accuracy=random[:, 1].clone(),
-            random_loss=random[:, 0].clone(),
-        )
+    def _evenly(
+        self,
+        engine: AblationEngine,
+        requests: Mapping[str, AblationRequest],
+        more: Sequence[tuple[AblationRequest, Tensor]],
+    ) -> tuple[dict[str, AblationCurve], tuple[Tensor, ...]]:
+        """Curves at evenly spread points, and the sums of further requests at numbers of their own."""
+        points = even_points(self.layer.num_units, max(self.options.ablation_points // 4, 2))
+        asked = [*requests.values(), *(request for request, _ in more)]
+        with torch.inference_mode(False):
+            sums = measure_sums(engine, asked, [*[points] * len(requests), *(numbers for _, numbers in more)])
+            found = {name: curve_of(points, part) for name, part in zip(requests, sums, strict=False)}
+        return {name: curve for name, curve in found.items() if curve is not None}, sums[len(requests) :]
 
     def measure(self, requests: Mapping[Key, AblationRequest], sample: Sample) -> dict[Key, AblationCurve]:
         """Several curves at once, with their turning points located.
@@ -143,3 +140,35 @@ def both_ways(overall: Tensor) -> dict[str, AblationRequest]:
 
 def _random_order(layer: UnitLayer, seed: int) -> Tensor:
     return torch.randperm(layer.num_units, generator=torch.Generator().manual_seed(seed))
+
+
+def _removals(layer: UnitLayer, helps: Tensor, idle: Tensor) -> list[tuple[AblationRequest, Tensor]]:
+    """Without the units that have no measurable effect, with the helpers alone, and without as many random units."""
+    removed, helpers = int(idle.sum()), int(helps.sum())
+    idle_first = AblationRequest((~idle).long().argsort(stable=True))
+    helpers_last = AblationRequest(helps.long().argsort(stable=True))
+    draws = [AblationRequest(_random_order(layer, 1000 + draw)) for draw in range(RANDOM_DRAWS)]
+    return [
+        (idle_first, torch.unique(torch.tensor([0, removed]))),
+        (helpers_last, torch.tensor([len(helps) - helpers])),
+        *((draw, torch.tensor([removed])) for draw in draws),
+    ]
+
+
+def _check(helps: Tensor, idle: Tensor, sums: Sequence[Tensor]) -> RemovalCheck:
+    """What the requests of :func:`_removals` gave."""
+    means = [of_request[:, :2] / of_request[:, 3:] for of_request in sums]
+    random = torch.cat(means[2:])
+    return RemovalCheck(
+        images=int(sums[0][0, 3]),
+        accuracy=float(means[0][0, 1]),
+        loss=float(means[0][0, 0]),
+        removed=int(idle.sum()),
+        removed_accuracy=float(means[0][-1, 1]),
+        removed_loss=float(means[0][-1, 0]),
+        helpers=int(helps.sum()),
+        helpers_accuracy=float(means[1][0, 1]),
+        helpers_loss=float(means[1][0, 0]),
+        random_accuracy=random[:, 1].clone(),
+        random_loss=random[:, 0].clone(),
+    )

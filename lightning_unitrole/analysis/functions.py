@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_unitrole.analysis.advice import left_out_images, non_finite_maps, shortage
+from lightning_unitrole.analysis.advice import left_out_images, non_finite_maps, shortage, turning_gaps
 from lightning_unitrole.analysis.options import AnalysisOptions, make_options, takes_options
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
@@ -58,6 +58,7 @@ def analyze(
     report = session.report(samples)
     _warn(non_finite_maps(report))
     _warn(left_out_images(report))
+    _warn(turning_gaps(report))
     return report
 
 

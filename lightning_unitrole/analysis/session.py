@@ -38,10 +38,12 @@ from lightning_unitrole.ranking.criteria import (
 from lightning_unitrole.ranking.entropy import feature_entropy
 from lightning_unitrole.reports.curves import AblationCurve, CriteriaComparison, CriterionCurves
 from lightning_unitrole.reports.effects import (
+    HELPS,
     agreement_between_halves,
     class_effects,
     overall_effects,
     roles_from_effects,
+    without_effect,
 )
 from lightning_unitrole.reports.layer import LayerReport, SplitReport, turning_point_roles
 from lightning_unitrole.reports.report import UnitReport
@@ -80,7 +82,7 @@ class AnalysisSession:
         self.runner, self.options = runner, options
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
         self.example_inputs, _ = split_batch(batch, options.batch_fn)
-        with runner.undisturbed():
+        with runner.undisturbed(parameters=True):
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
@@ -217,7 +219,8 @@ class AnalysisSession:
         curves, check = self.curves(layer).overall(
             rankings[1],
             val.contributions,
-            summary.val,
+            summary.val == HELPS,
+            without_effect(effects, summary),
             samples.curves,
             held_out=samples.held_out,
             fill=val.fill,

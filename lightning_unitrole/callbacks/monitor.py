@@ -21,6 +21,7 @@ from lightning_unitrole.analysis.advice import (
     misleading_ranking,
     non_finite_maps,
     shortage,
+    turning_gaps,
     unreliable_roles,
 )
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
@@ -301,6 +302,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         )
         self._warn_once(non_finite_maps(report), trainer)
         self._warn_once(left_out_images(report), trainer)
+        self._warn_once(turning_gaps(report), trainer)
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:

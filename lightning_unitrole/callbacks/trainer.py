@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.callbacks.progress import trainer_progress
-from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, first_batch
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
@@ -84,11 +84,9 @@ def validation_data(trainer: Any, index: int) -> Any:
     Raises:
         SettingError: if there are none, or not as many.
     """
-    loaders = _validation_loaders(trainer)
-    if loaders is None:
+    loaders = validation_loaders(trainer)
+    if not loaders:
         raise SettingError(NOTHING_TO_VALIDATE)
-    if not isinstance(loaders, (list, tuple)):
-        loaders = [loaders]
     if index >= len(loaders):
         raise SettingError(
             f"val_dataloader_idx={index}, but there {'is' if len(loaders) == 1 else 'are'} {len(loaders)} validation "
@@ -97,7 +95,8 @@ def validation_data(trainer: Any, index: int) -> Any:
     return loaders[index]
 
 
-def _validation_loaders(trainer: Any) -> Any:
+def validation_loaders(trainer: Any) -> list[Any]:
+    """The trainer's validation loaders; empty where there are none."""
     if trainer.val_dataloaders is None and trainer.state.fn == "fit" and trainer.enable_validation:
         # Without a sanity check that is so until the first epoch that validates.
         stage = trainer.state.stage
@@ -106,7 +105,10 @@ def _validation_loaders(trainer: Any) -> Any:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
         finally:
             trainer.state.stage = stage
-    return trainer.val_dataloaders
+    loaders = trainer.val_dataloaders
+    if loaders is None:
+        return []
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
 
 
 def training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
@@ -154,6 +156,7 @@ class TrainerAnalysis:
         self._train_data, self._forward_fn, self._val_index = train_data, forward_fn, val_dataloader_idx
         self._session: AnalysisSession | None = None
         self._train_probe: Probe | None = None
+        self._checked = False
 
     def session(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AnalysisSession:
         """The session of the model as it is.
@@ -164,8 +167,15 @@ class TrainerAnalysis:
         if self._session is None:
             source = self._train_data if self._train_data is not None else training_data(trainer, pl_module)
             runner = TrainerRunner(trainer, pl_module, self._forward_fn)
+            if not self._checked:
+                # Only now: what is found unreadable later is a fault, which must not end the training.
+                self._checked = True
+                for loader in validation_loaders(trainer)[self._val_index :][:1]:
+                    check_readable(loader, name="validation")
+            batch = first_batch(as_batches(source, name="training"), name="training")
             with torch.inference_mode(False):
-                batch = runner.transfer(first_batch(as_batches(source, name="training"), name="training"))
+                with runner.undisturbed():  # handing a batch over may run hooks of the module
+                    batch = runner.transfer(batch)
                 self._session = AnalysisSession(runner, self.options, batch)
             self._train_probe = self._session.probe(source, name="training")
         return self._session

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.isolation import preserve_rng
 from lightning_unitrole.network.structures import batch_size
 
 BatchFn = Callable[[Any], tuple[Any, Any]]
@@ -30,7 +31,8 @@ def split_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Any, Any]:
     """
     advice = "Pass batch_fn=, a function from a batch to (inputs, targets)."
     if batch_fn is not None:
-        pair = batch_fn(batch)
+        with preserve_rng():
+            pair = batch_fn(batch)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise DataError(f"batch_fn returned {describe(pair)}; expected a pair (inputs, targets).")
         return pair[0], pair[1]
@@ -63,7 +65,10 @@ def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: Group
     Raises:
         DataError: if there are not exactly ``B`` integers from 0 to ``num_groups - 1``.
     """
-    groups = targets if group_fn is None else group_fn(targets)
+    groups = targets
+    if group_fn is not None:
+        with preserve_rng():
+            groups = group_fn(targets)
     name = "targets" if group_fn is None else "group_fn(targets)"
     advice = "" if group_fn else " Pass group_fn= if images are to be grouped by something other than one label each."
     found = describe(groups)

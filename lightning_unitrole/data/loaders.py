@@ -1,10 +1,18 @@
-"""Reading the dataset behind a data loader without touching the loader's own iterators or any random state."""
+"""Reading the dataset behind a data loader without touching the loader's own iterators, its state or any random state.
+
+A dataset whose loader has workers is read in workers only, never in this process: it may open a file at its first read,
+which workers that are forked later would share. What runs in this process, samplers and what a loader without workers
+reads, runs in :func:`reading`.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import numpy as np
@@ -25,7 +33,8 @@ from torch.utils.data import (
 )
 
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.network.isolation import OwnRandomness, find_generators, preserve_rng, seed_rng
+from lightning_unitrole.network.isolation import OwnRandomness, find_generators, preserve_rng, seed_rng, untouched
+from lightning_unitrole.network.snapshot import Snapshot
 
 DataSource = Dataset[Any] | Iterable[Any]
 
@@ -48,17 +57,63 @@ def as_batches(source: DataSource, *, name: str) -> Iterable[Any]:
     return source
 
 
+def reading(source: Any) -> AbstractContextManager[None]:
+    """Read from a source inside this context, and find it as before after it; see :class:`Snapshot` for the limits."""
+    return untouched(source, without=_read_elsewhere(source))
+
+
+def check_readable(source: Any, *, name: str) -> None:
+    """Refuse a source that cannot be read without disturbing whoever else reads it.
+
+    Args:
+        source: the data.
+        name: what to call them in messages.
+
+    Raises:
+        SettingError: if it holds an iterator that cannot be rewound, or an open file that its workers share.
+    """
+    advice = "" if name == "validation" else ", or pass train_data=, other data for the analysis"
+    if obstacles := Snapshot(source, without=_read_elsewhere(source)).obstacles:
+        raise SettingError(
+            f"The {name} data hold {obstacles[0]}, which cannot be rewound: reading it for the analysis would take its "
+            f"items away from training. Make it anew in __iter__{advice}."
+        )
+    forks = isinstance(source, DataLoader) and source.num_workers and _start_method(source) == "fork"
+    if files := Snapshot(source.dataset, source.collate_fn).files if forks else []:
+        raise SettingError(
+            f"The {name} data hold the open file {files[0]!r}, whose position all workers share: reading it beside "
+            f"them would give wrong images. Open it at the first read, in each worker{advice}."
+        )
+
+
+def _read_elsewhere(source: Any) -> list[Any]:
+    """What only the workers of a loader run."""
+    if isinstance(source, DataLoader) and source.num_workers:
+        return [source.dataset, source.collate_fn, source.worker_init_fn]
+    return []
+
+
+def _start_method(loader: DataLoader[Any]) -> str:
+    context: Any = loader.multiprocessing_context or multiprocessing
+    # Asking without `allow_none` would settle it for the whole process.
+    return context.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
 def first_batch(batches: Iterable[Any], *, name: str, size: int = 2) -> Any:
     """A small first batch to learn the model's shape from.
 
     Raises:
+        SettingError: if the data cannot be read without disturbing training.
         DataError: if there is none.
     """
-    own: Iterable[Any] = own_batches(batches)
+    check_readable(batches, name=name)
     if isinstance(batches, DataLoader) and has_indices(batches):
-        own = own_loader(batches, sampled_indices(batches)[:size])
-    for batch in own:
-        return batch
+        own = read_indices(batches, sampled_indices(batches)[:size])
+    else:
+        own = own_batches(batches)
+    with closing(own):
+        for batch in own:
+            return batch
     raise DataError(f"The {name} data are empty: there is no image to look at.")
 
 
@@ -109,7 +164,7 @@ def sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
         return range(min(size, len(sampler.data_source)))
     if type(sampler) is WeightedRandomSampler:
         return sampler.weights.nonzero().flatten().tolist()
-    with preserve_rng(devices=False, generators=find_generators(sampler)):
+    with untouched(sampler, without=[loader.dataset]), preserve_rng(devices=False):
         own = _own_sampler(sampler, loader.dataset)
         seed_rng(0)
         drawn = itertools.islice(iter(own), size)
@@ -130,7 +185,7 @@ def _own_sampler(sampler: Any, dataset: Any) -> Any:
 
 def own_loader(loader: DataLoader[Any], indices: Sequence[int], *, seed: int = 0) -> DataLoader[Any]:
     """A loader that reads ``indices`` in that order and collates as ``loader`` does, sharing no state with it."""
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or _DEFAULT_BATCH_SIZE
+    batch_size = read_at_once(loader)
     batches = -(-len(indices) // batch_size)
     # Even one image is read by a worker where the user's loader has some: a dataset that opens a file at its first read
     # would otherwise share the open file, and its position, with every worker that is forked later.
@@ -148,11 +203,28 @@ def own_loader(loader: DataLoader[Any], indices: Sequence[int], *, seed: int = 0
     )
 
 
-def own_batches(source: Iterable[Any], *, seed: int = 0) -> Iterator[Any]:
-    """What iterating ``source`` yields, the same each time it is random, leaving all random states as they were.
+def read_at_once(loader: DataLoader[Any]) -> int:
+    """How many images :func:`own_loader` puts into a batch."""
+    size: int | None = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return size or _DEFAULT_BATCH_SIZE
+
+
+def read_indices(loader: DataLoader[Any], indices: Sequence[int], *, seed: int = 0) -> Generator[Any, None, None]:
+    """What :func:`own_loader` yields, leaving what is read in this process as it was."""
+    with untouched() if loader.num_workers else untouched(loader.dataset, loader.collate_fn):
+        yield from own_loader(loader, indices, seed=seed)
+
+
+def own_batches(source: Iterable[Any], *, seed: int = 0) -> Generator[Any, None, None]:
+    """What iterating ``source`` yields, the same each time it is random, leaving everything as it was.
 
     Of a loader the live iterators are not touched, of an iterable dataset a shallow copy is read.
     """
+    with reading(source):
+        yield from _own_batches(source, seed)
+
+
+def _own_batches(source: Iterable[Any], seed: int) -> Iterator[Any]:
     if isinstance(source, DataLoader):
         # With persistent workers a loader hands out the live iterator, rewound.
         own: dict[str, Any] = {"_iterator": None, "persistent_workers": False}
@@ -196,11 +268,13 @@ class _SeededCollate:
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any], seed: int) -> None:
         self.collate_fn, self.seed = collate_fn, seed
+        self._generators: list[Any] | None = None
 
     def __call__(self, samples: list[Any]) -> Any:
-        generators = find_generators(self.collate_fn)
-        with preserve_rng(devices=False, generators=generators):
-            seed_rng(self.seed, generators)
+        if self._generators is None:
+            self._generators = find_generators(self.collate_fn)
+        with preserve_rng(devices=False, generators=self._generators):
+            seed_rng(self.seed, self._generators)
             return self.collate_fn(samples)
 
 
@@ -215,6 +289,53 @@ class _WorkerInit:
         object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses to be written to
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker)
+
+
+class _Labels(Dataset[Any]):
+    """The stored labels of a dataset as its only item."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        return stored_labels(self.dataset)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def labels_behind(loader: DataLoader[Any]) -> Sequence[int] | None:
+    """Labels that the dataset of a loader holds in memory, by index, or None where it holds none.
+
+    Where they are a property, which may read a file, it is run in a worker if the loader has some.
+    """
+    if not _are_computed(loader.dataset):
+        return stored_labels(loader.dataset)
+    if not loader.num_workers:
+        with untouched(loader.dataset), preserve_rng(devices=False):
+            return stored_labels(loader.dataset)
+    worker: Iterable[Any] = DataLoader(
+        _Labels(loader.dataset),
+        batch_size=None,
+        num_workers=1,
+        collate_fn=_as_it_is,
+        worker_init_fn=_WorkerInit(loader.worker_init_fn),
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator(),
+    )
+    return next(iter(worker), None)
+
+
+def _are_computed(dataset: Any) -> bool:
+    """Whether looking at the labels of a dataset runs code."""
+    if isinstance(dataset, Subset):
+        return _are_computed(dataset.dataset)
+    found = inspect.getattr_static(dataset, "targets", None)
+    return hasattr(type(found), "__get__") or (found is None and hasattr(type(dataset), "__getattr__"))
 
 
 def stored_labels(dataset: Any) -> Sequence[int] | None:

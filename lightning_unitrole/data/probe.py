@@ -24,10 +24,11 @@ from lightning_unitrole.data.loaders import (
     DataSource,
     as_batches,
     has_indices,
+    labels_behind,
     own_batches,
-    own_loader,
+    read_at_once,
+    read_indices,
     sampled_indices,
-    stored_labels,
 )
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.structures import map_tensors, num_bytes, take_rows
@@ -65,7 +66,8 @@ class Probe:
     Reading goes through iterators of the probe's own. Where the source is a map-style dataset only the wanted images
     are read, and a random augmentation draws the same numbers for an image whenever and wherever it is read, be it from
     the global random states or from a generator that the dataset or its transforms hold. All of them are left as they
-    were. A dataset that keeps other state, such as a counter, is not protected from being read.
+    were, and so is other state of the data, such as counters; for the limits see
+    :class:`~lightning_unitrole.network.snapshot.Snapshot`.
 
     A source without indices, such as an iterable dataset, is read from its beginning each time until every group is
     full, so an endless one must have images of every group. With several processes, each must see the same stream.
@@ -195,11 +197,11 @@ class Probe:
             yield ProbeBatch(batch.batch, batch.groups, torch.tensor([places[index][1] for index in chunk]))
 
     def _read_indices(self, loader: DataLoader[Any], indices: Sequence[int]) -> Iterator[tuple[list[int], ProbeBatch]]:
-        own = own_loader(loader, indices, seed=self.seed)
+        size = read_at_once(loader)
         unread = iter(indices)
-        for batch in own:
+        for batch in read_indices(loader, indices, seed=self.seed):
             grouped = self._grouped(batch)
-            chunk = list(itertools.islice(unread, own.batch_size))
+            chunk = list(itertools.islice(unread, size))
             if len(grouped.groups) != len(chunk):
                 raise DataError(
                     f"The collate_fn of the {self.name} data made {len(grouped.groups)} images out of {len(chunk)}, so "
@@ -228,7 +230,7 @@ class Probe:
 
     def _find_indices(self, loader: DataLoader[Any], quota: Tensor) -> list[list[int]]:
         candidates = sampled_indices(loader)
-        labels = stored_labels(loader.dataset) if self.batch_fn is None and self.group_fn is None else None
+        labels = labels_behind(loader) if self.batch_fn is None and self.group_fn is None else None
         if labels is not None:
             found = self._first_by_label(((index, labels[index]) for index in candidates), quota)
             if found is not None and self._labels_hold(loader, found):

@@ -8,22 +8,19 @@ Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``
 ``unitrole/<layer>/role_share/val_only``               the same
 ``unitrole/<layer>/role_share/neither``                the same
 ``unitrole/<layer>/role_stability``                    share of the pairs with the role of the report before, 0 to 1
-``unitrole/<layer>/role_agreement``                    agreement of "helps" between halves of the images, kappa, 1 at
-best
+``unitrole/<layer>/role_agreement``                    agreement of "helps" between halves of the images, kappa
 ``unitrole/<layer>/differing_share``                   share of the pairs that contribute differently on training and on
                                                        validation images, 0 to 1: the sign of overfitting
-``unitrole/<layer>/unit_share/<effect>``               share of the units that, over all classes, ``helps``, ``hurts``
-or
-                                                       have ``no_effect`` on validation images, 0 to 1
+``unitrole/<layer>/unit_share/<effect>``               share of the units that, over all classes, ``helps`` or
+                                                       ``hurts``, or with ``no_effect`` on any class, 0 to 1
 ``unitrole/<layer>/removable``                         number of units that can go at no cost, as measured
 ``unitrole/<layer>/feature_entropy/<split>``           mean over classes and units, nats
 ``unitrole/<layer>/selective_rate/<split>``            mean share of images without a birth point, 0 to 1
 ``unitrole/<layer>/ineffectiveness/<split>``           mean over classes and units, nats
 ``unitrole/<layer>/rank_agreement/<split>``            rank correlation of the criterion between halves of the images
 ``unitrole/<layer>/ranking_gap/<split>``               area between the ablation curves, -1 to 1
-``unitrole/<layer>/contribution_gap``                  area between the curve that switches off what contributes least
-and
-                                                       random ones, -1 to 1
+``unitrole/<layer>/contribution_gap``                  area between the curve that switches off what contributes
+                                                       least first and random ones, -1 to 1
 =====================================================  =====================================================
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
@@ -38,7 +35,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_unitrole.reports.effects import HELPS, HURTS, NO_EFFECT
+from lightning_unitrole.reports.effects import HELPS, HURTS
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, role_transitions, stability
@@ -82,8 +79,9 @@ def _effects(layer: LayerReport) -> Iterator[tuple[str, float]]:
     if layer.check is not None:
         yield "removable", float(len(layer.removable))
     if layer.summary_effects is not None:
-        for effect, key in ((HELPS, "helps"), (NO_EFFECT, "no_effect"), (HURTS, "hurts")):
+        for effect, key in ((HELPS, "helps"), (HURTS, "hurts")):
             yield f"unit_share/{key}", layer.summary_effects.share(effect)
+        yield "unit_share/no_effect", float(layer.without_effect.double().mean())
 
 
 def scalar_layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:

@@ -2,103 +2,148 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FunctionType, MethodType, ModuleType
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-_Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+from lightning_unitrole.errors import DataError, SettingError, TraceError
+from lightning_unitrole.network.snapshot import (
+    Generator,
+    Snapshot,
+    generator_states,
+    is_generator,
+    is_uninitialized,
+    reachable,
+    set_generator_states,
+)
 
-_FRAMEWORK = frozenset({*vars(nn.Module()), "_compiled_call_impl", "_trainer", "_fabric", "_jit_is_scripting"})
-"""Attributes of a module that belong to torch and Lightning."""
+_guarded: dict[int, Snapshot] = {}
+"""For each model that is being evaluated, by its ``id``, how it was before."""
 
-_DEPTH = 8
-_MOST_OBJECTS = 10_000
-_MOST_ENTRIES = 64
+_kept: list[Snapshot] = []
+"""How the objects were that are being read from, in the order in which reading began."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Evaluate ``model`` inside this context and find everything as it was after it.
 
     Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed. After it, also
-    when an error leaves it: modes, buffers, plain attributes, the random states of the process and those of generators
-    that the modules hold are restored.
+    when an error leaves it: modes, buffers, attributes of the modules and of what they hold (metrics, memories, hooks
+    with a state, generators of their own; see :class:`~lightning_unitrole.network.snapshot.Snapshot`), hooks, and the
+    random states of the process are as before. All buffers and tensor attributes are copied once for this; inside of
+    another such context of the same model nothing is copied again.
+
+    Not protected: parameters that a forward pass writes in place (see ``parameters``), iterators that cannot be
+    rewound, objects written in C, tensors beyond 64 MiB that no module holds as a buffer or attribute (changing them is
+    an error, after the fact), and what a forward pass does outside of the process: files, prints, network.
+
+    Args:
+        model: the model.
+        parameters: copy the parameters too, and refuse a model whose forward pass changes them.
+
+    Raises:
+        SettingError: if a lazy module has yet to make its parameters, or, with ``parameters``, a forward pass changed
+            some. They are as before then.
+        TraceError: if something changed that was too large to be copied.
     """
+    refuse_lazy(model)
+    outer = _guarded.get(id(model))
+    snapshot = Snapshot(model) if outer is None else outer
+    readings = len(_kept)
     modes = [(module, module.training) for module in model.modules()]
-    kept = [_ModuleState(module) for module in model.modules()]
-    generators = find_generators(*(value for state in kept for value in state.attributes.values()))
+    weights = [(name, one, one.detach().clone()) for name, one in model.named_parameters()] if parameters else []
+    lost: list[str] = []
     # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
     with (
         eager(model),
         torch.inference_mode(False),
         torch.no_grad(),
-        preserve_rng(generators=generators),
+        preserve_rng(generators=snapshot.generators),
     ):
         try:
+            _guarded[id(model)] = snapshot
             # Flags are set directly: a module may override `train`, and single modules may have been frozen.
             for module, _ in modes:
                 module.training = False
             yield
         finally:
-            for state in kept:
-                state.restore()
+            while len(_kept) > readings:  # a fault may leave them begun, to be cleared away who knows when
+                _kept.pop().restore()
+            if outer is None:
+                del _guarded[id(model)]
+                lost = snapshot.restore()
             for module, training in modes:
                 module.training = training
+            changed = [_put_back(weight, before) for _, weight, before in weights]
+    if True in changed:
+        raise SettingError(
+            f"The forward pass of {type(model).__name__} changes its parameter {weights[changed.index(True)][0]!r} in "
+            "evaluation mode, so looking at the model would change its training. Change parameters in training mode "
+            "only, or in training_step."
+        )
+    if lost:
+        raise TraceError(
+            f"The forward pass of {type(model).__name__} changed {lost[0]} that it holds in evaluation mode, which is "
+            "too large to be put back. Make it a buffer, or change it in training mode only."
+        )
 
 
-class _ModuleState:
-    """Buffers and plain attributes of one module, by name, to be put back: a forward pass may assign new ones.
+@contextmanager
+def untouched(*roots: Any, without: Iterable[Any] = ()) -> Iterator[None]:
+    """Read from objects of the user's inside this context and find them, and all that they hold, as before after it.
 
-    Tensors get their values back, lists, dicts and sets their entries; what an attribute's object holds further inside
-    is not protected.
+    Args:
+        roots: the objects.
+        without: what they hold that is not read in this process.
+
+    Raises:
+        DataError: if they hold an iterator that cannot be rewound, or changed something too large to be copied.
     """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.buffers = dict(module._buffers)
-        self.attributes = {name: value for name, value in vars(module).items() if name not in _FRAMEWORK}
-        self._values = [
-            (tensor, tensor.detach().clone())
-            for tensor in (*self.buffers.values(), *self.attributes.values())
-            if isinstance(tensor, torch.Tensor) and not _is_uninitialized(tensor)
-        ]
-        self._entries = [
-            (value, value.copy()) for value in self.attributes.values() if type(value) in (list, dict, set)
-        ]
-
-    def restore(self) -> None:
-        """Put everything back that differs."""
-        buffers, attributes = self.module._buffers, vars(self.module)
-        if not isinstance(self.module, torch.jit.ScriptModule):  # whose buffers keep their names, and are no dict
-            for name in [*buffers]:
-                if name not in self.buffers:
-                    del buffers[name]
-            buffers.update(self.buffers)
-        for name in [*attributes]:
-            if name not in self.attributes and name not in _FRAMEWORK:
-                del attributes[name]
-        attributes.update(self.attributes)
-        for tensor, value in self._values:
-            if tensor.shape != value.shape or not torch.equal(tensor, value):
-                tensor.data.copy_(value)
-        for value, entries in self._entries:
-            if isinstance(value, list):
-                value[:] = entries
-            else:
-                value.clear()
-                value.update(entries)
+    snapshot = Snapshot(*roots, without=without)
+    if snapshot.obstacles:
+        raise DataError(f"The data hold {snapshot.obstacles[0]}, which cannot be rewound, so they were not read.")
+    _kept.append(snapshot)
+    lost: list[str] = []
+    try:
+        yield
+    finally:
+        for place, one in enumerate(_kept):
+            if one is snapshot:
+                del _kept[place]
+                lost = snapshot.restore()
+                break
+    if lost:
+        raise DataError(f"Reading the data changes {lost[0]} that they hold, which is too large to be put back.")
 
 
-def _is_uninitialized(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
+def _put_back(weight: torch.Tensor, before: torch.Tensor) -> bool:
+    """Give a parameter its value back; whether it had another."""
+    if torch.equal(weight, before) or bool(((weight == before) | (weight.isnan() & before.isnan())).all()):
+        return False
+    weight.data.copy_(before)
+    return True
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model some of whose parameters are made, with random numbers, by its first forward pass.
+
+    Raises:
+        SettingError: if it has some.
+    """
+    for name, module in model.named_modules():
+        if any(map(is_uninitialized, (*module._parameters.values(), *module._buffers.values()))):
+            raise SettingError(
+                f"Module {name!r} is a {type(module).__name__} whose parameters are made by its first forward pass, "
+                "and that must not be one of the analysis: its random numbers would be other ones. Run a batch through "
+                "the model first, or let the trainer do so (num_sanity_val_steps=1)."
+            )
 
 
 @contextmanager
@@ -131,7 +176,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_rng(*, devices: bool = True, generators: Sequence[_Generator] = ()) -> Iterator[None]:
+def preserve_rng(*, devices: bool = True, generators: Sequence[Generator] = ()) -> Iterator[None]:
     """Leave the random states of torch, NumPy and Python as they were found.
 
     Args:
@@ -148,7 +193,7 @@ def preserve_rng(*, devices: bool = True, generators: Sequence[_Generator] = ())
             torch.cuda.set_rng_state_all(cuda)
 
 
-def seed_rng(seed: int, generators: Sequence[_Generator] = ()) -> None:
+def seed_rng(seed: int, generators: Sequence[Generator] = ()) -> None:
     """Seed torch on the CPU, NumPy, Python and the given generators."""
     seed %= 2**32
     for generator in (*_global_generators(), *generators):
@@ -169,7 +214,7 @@ class OwnRandomness:
         generators: further generators to replace, see :func:`find_generators`.
     """
 
-    def __init__(self, seed: int, generators: Sequence[_Generator] = ()) -> None:
+    def __init__(self, seed: int, generators: Sequence[Generator] = ()) -> None:
         self._generators = generators
         with preserve_rng(devices=False, generators=generators):
             seed_rng(seed, generators)
@@ -186,79 +231,21 @@ class OwnRandomness:
                 self._current = _states(self._generators)
 
 
-def find_generators(*roots: Any) -> list[_Generator]:
-    """Random number generators that objects hold in their attributes, such as the one of a dataset's transform.
+def find_generators(*roots: Any) -> list[Generator]:
+    """Random number generators that can be reached from objects, such as the one of a dataset's transform.
 
-    Looks through attributes, dicts, short lists and tuples, partials, methods and closures, to a limited depth. A
-    generator that sits in a variable of a module is not found.
+    See :func:`~lightning_unitrole.network.snapshot.reachable`.
     """
-    found: list[_Generator] = []
-    seen: set[int] = set()
-    level = list(roots)
-    for _ in range(_DEPTH):
-        fresh = []
-        for value in level:
-            if id(value) not in seen and len(seen) < _MOST_OBJECTS:
-                seen.add(id(value))
-                fresh.append(value)
-        found += [value for value in fresh if _is_generator(value)]
-        level = [child for value in fresh if not _is_generator(value) for child in _children(value)]
-    return found
+    return [value for value in reachable(*roots) if is_generator(value)]
 
 
-def _is_generator(value: Any) -> bool:
-    # A SystemRandom asks the operating system: it has no state.
-    return isinstance(value, _Generator) and not isinstance(value, random.SystemRandom)
-
-
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, (torch.Tensor, np.ndarray, type, ModuleType)):
-        return ()
-    if isinstance(value, dict):
-        return list(value.values()) if len(value) <= _MOST_ENTRIES else ()
-    if isinstance(value, (list, tuple)):
-        return value if len(value) <= _MOST_ENTRIES else ()
-    if isinstance(value, functools.partial):
-        return (value.func, *value.args, *value.keywords.values())
-    if isinstance(value, MethodType):
-        return (value.__self__, value.__func__)
-    if isinstance(value, FunctionType):
-        return (*_cell_contents(value), *(value.__defaults__ or ()))
-    # `vars`, because reading an attribute by its name may run a property.
-    return list(vars(value).values()) if isinstance(getattr(value, "__dict__", None), dict) else ()
-
-
-def _cell_contents(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # of a variable that is not bound yet
-            yield cell.cell_contents
-
-
-def _global_generators() -> tuple[_Generator, ...]:
+def _global_generators() -> tuple[Generator, ...]:
     return torch.default_generator, np.random.mtrand._rand, random._inst
 
 
-def _states(generators: Sequence[_Generator]) -> list[Any]:
-    states: list[Any] = []
-    for generator in (*_global_generators(), *generators):
-        if isinstance(generator, torch.Generator):
-            states.append(generator.get_state())
-        elif isinstance(generator, np.random.Generator):
-            states.append(generator.bit_generator.state)
-        elif isinstance(generator, np.random.RandomState):
-            states.append(generator.get_state(legacy=False))
-        else:
-            states.append(generator.getstate())
-    return states
+def _states(generators: Sequence[Generator]) -> list[Any]:
+    return generator_states([*_global_generators(), *generators])
 
 
-def _set_states(generators: Sequence[_Generator], states: Sequence[Any]) -> None:
-    for generator, state in zip((*_global_generators(), *generators), states, strict=True):
-        if isinstance(generator, torch.Generator):
-            generator.set_state(state)
-        elif isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = state
-        elif isinstance(generator, np.random.RandomState):
-            generator.set_state(state)
-        else:
-            generator.setstate(state)
+def _set_states(generators: Sequence[Generator], states: Sequence[Any]) -> None:
+    set_generator_states([*_global_generators(), *generators], states)

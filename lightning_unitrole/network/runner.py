@@ -69,6 +69,10 @@ class Runner:
         """``values`` ``[B]`` of every process as ``[processes, B]``."""
         return values.unsqueeze(0)
 
-    def undisturbed(self) -> AbstractContextManager[None]:
-        """Evaluate the model inside this context and find everything as it was after it."""
-        return undisturbed(self.model)
+    def undisturbed(self, *, parameters: bool = False) -> AbstractContextManager[None]:
+        """Evaluate the model inside this context and find everything as it was after it.
+
+        Args:
+            parameters: refuse a model whose forward pass changes its parameters.
+        """
+        return undisturbed(self.model, parameters=parameters)

@@ -53,26 +53,27 @@ class Effects:
         return float((tested == effect).double().mean()) if len(tested) else math.nan
 
 
-def measure_effects(train: Estimate, val: Estimate, scale: float) -> Effects:
+def measure_effects(train: Estimate, val: Estimate, scale: float, *, least: float = MIN_EFFECT) -> Effects:
     """Test which means are above or below zero, and which differ between the sides.
 
     1. *Differs*: Welch's two-sided test of the training mean against the validation mean.
     2. Where the sides do not differ, they are pooled and one test decides for both; elsewhere each side's own does.
     3. Each family of tests, over all pairs at once, is held to a false discovery rate of 5 % (Benjamini and Hochberg),
-       and an effect must be at least :data:`MIN_EFFECT` of ``scale``.
+       and an effect must be at least ``least`` of ``scale``.
 
     Args:
         train: means on training images, ``[C, U]`` or ``[U]``.
         val: means on validation images.
         scale: what a unit of the layer contributes on average, see
             :attr:`~lightning_unitrole.reports.contributions.Contributions.scale`.
+        least: smallest effect that counts, as a share of ``scale``.
     """
     enough = (torch.minimum(train.images, val.images) >= MIN_IMAGES).expand_as(val.mean)
     enough = enough & train.variance.isfinite() & val.variance.isfinite()
-    least = MIN_EFFECT * scale
+    smallest = least * scale
     both = pooled(train, val)
     apart = torch.where(enough, p_differs(train, val), torch.nan)
-    differs = discoveries(apart) & ((train.mean - val.mean).abs() >= least)
+    differs = discoveries(apart) & ((train.mean - val.mean).abs() >= smallest)
 
     def decided(p_value: Callable[[Estimate], Tensor], sign: int) -> tuple[Tensor, Tensor]:
         shared = p_value(both)
@@ -83,7 +84,7 @@ def measure_effects(train: Estimate, val: Estimate, scale: float) -> Effects:
         found = discoveries(counted)
         found[1] |= ~differs & found[0]
         means = torch.stack([torch.where(differs, side.mean, both.mean) for side in (train, val)])
-        found &= sign * means >= least
+        found &= sign * means >= smallest
         return found[0], found[1]
 
     helps, hurts = decided(p_positive, 1), decided(p_negative, -1)
@@ -94,9 +95,9 @@ def measure_effects(train: Estimate, val: Estimate, scale: float) -> Effects:
     return Effects(signs[0].to(torch.int8), signs[1].to(torch.int8), differs)
 
 
-def class_effects(train: Contributions, val: Contributions) -> Effects:
-    """Effects of each (class, unit) pair of a layer."""
-    return measure_effects(train.by_class(), val.by_class(), _scale(train, val))
+def class_effects(train: Contributions, val: Contributions, *, least: float = MIN_EFFECT) -> Effects:
+    """Effects of each (class, unit) pair of a layer; ``least`` as in :func:`measure_effects`."""
+    return measure_effects(train.by_class(), val.by_class(), _scale(train, val), least=least)
 
 
 def overall_effects(train: Contributions, val: Contributions) -> Effects:
@@ -118,6 +119,21 @@ def roles_from_effects(effects: Effects, images: Tensor | None = None) -> Tensor
     if images is not None:
         roles[images == 0] = NO_ROLE
     return roles
+
+
+def without_effect(by_class: Effects, overall: Effects) -> Tensor:
+    """``[U]`` bool, units without a measurable effect: for no class that was tested, on neither side, and not over all.
+
+    The mean over all classes alone would not do: a unit that helps one class and hurts another may add up to nothing.
+
+    Args:
+        by_class: effects of each pair, ``[C, U]``.
+        overall: effects over all classes, ``[U]``.
+    """
+    idle = (overall.train == NO_EFFECT) & (overall.val == NO_EFFECT)
+    for side in (by_class.train, by_class.val):
+        idle &= ((side == NO_EFFECT) | (side == UNTESTED)).all(0)
+    return idle
 
 
 def agreement_between_halves(train: Contributions, val: Contributions) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
-from lightning_unitrole.reports.effects import NO_EFFECT, Effects
+from lightning_unitrole.reports.effects import Effects, without_effect
 from lightning_unitrole.reports.roles import UnitRole, assign_roles, effective_set
 from lightning_unitrole.reports.vocabulary import NO_ROLE
 
@@ -45,7 +45,8 @@ class SplitReport:
         overall_order: ``[U]`` int64, the same for all classes together (mean rank over the classes).
         curves: ablation over the images of all classes, units in ``overall_order``: ``"least_first"``,
             ``"most_first"``, and random orders, ``"random"``, ``"random_1"`` and so on; ``"contribution"``: units that
-            contribute least first. Empty when no ablation was run.
+            contribute least first. With ``off="mean"`` also ``"least_first_zero"`` and ``"most_first_zero"``. Empty
+            when no ablation was run.
         class_curves: one least-first curve a class, on the images of that class, units in that class's ``order``.
         contributions: what each unit adds to the margin of each image; None if it was not measured.
         removal: what the margin loses when a single unit is switched off, in the same form, NaN for units that were not
@@ -92,6 +93,13 @@ class SplitReport:
     def random_curves(self) -> list[AblationCurve]:
         """Curves of random orders: the band that an order must leave to say something."""
         return [curve for name, curve in self.curves.items() if name.startswith("random")]
+
+    @property
+    def ranking_gap_at_zero(self) -> float:
+        """The ranking gap with units at zero, where the other curves have them at their mean; NaN elsewhere."""
+        if "least_first_zero" not in self.curves:
+            return float("nan")
+        return self.curves["least_first_zero"].area - self.curves["most_first_zero"].area
 
     @property
     def contribution_gap(self) -> float:
@@ -155,10 +163,10 @@ class RemovalCheck:
         images: number of images, of all classes.
         accuracy: of the network as it is, over all classes, 0 to 1.
         loss: its mean loss.
-        removed: number of units without a measurable effect, that were switched off together.
+        removed: number of units without a measurable effect on any class, that were switched off together.
         removed_accuracy: accuracy without them.
         removed_loss: loss without them.
-        helpers: number of units that help.
+        helpers: number of units that help over all classes.
         helpers_accuracy: accuracy with these alone.
         helpers_loss: loss with these alone.
         random_accuracy: ``[D]`` float64, accuracy without as many random units, for each of D draws.
@@ -261,9 +269,16 @@ class LayerReport:
     @property
     def removable(self) -> Tensor:
         """``[K]`` int64, units without a measurable effect, if the network was as good without them on other images."""
-        if self.check is None or self.summary_effects is None or not self.check.removable:
+        if self.check is None or not self.check.removable:
             return torch.empty(0, dtype=torch.int64)
-        return (self.summary_effects.val == NO_EFFECT).nonzero().flatten()
+        return self.without_effect.nonzero().flatten()
+
+    @property
+    def without_effect(self) -> Tensor:
+        """``[U]`` bool, units that have no measurable effect on any class."""
+        if self.effects is None or self.summary_effects is None:
+            return torch.zeros(self.num_units, dtype=torch.bool)
+        return without_effect(self.effects, self.summary_effects)
 
     def arrays(self) -> dict[str, Tensor]:
         """Every tensor by its place; inverse of :meth:`from_arrays`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError, refuse_newer
-from lightning_unitrole.reports.effects import HELPS, HURTS, NO_EFFECT
+from lightning_unitrole.reports.effects import HELPS, HURTS
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.storage import BROKEN, read_arrays, write_arrays
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 ROLE_ORDER = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
-EFFECT_ORDER = (HELPS, NO_EFFECT, HURTS)
+EFFECT_ORDER = (HELPS, HURTS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,10 +113,11 @@ class UnitReport:
         Entropy and selective rate are means over classes and units on validation images; roles are shares of the
         (class, unit) pairs; "gap" is the ranking gap. With roles by contribution: "differ", the share of the pairs that
         contribute differently on training and on validation images; "agree", the agreement of "helps" between halves of
-        the images; and the numbers of units that, over all classes, help, have no measurable effect, or hurt.
+        the images; and the numbers of units that, over all classes, help or hurt, and of those that are "idle", without
+        a measurable effect on any class.
         """
         by_contribution = self.role_definition == "contribution"
-        more = ["differ", "agree", "helps", "none", "hurts"] if by_contribution else []
+        more = ["differ", "agree", "helps", "hurts", "idle"] if by_contribution else []
         rows = [["layer", "units", "map", "entropy", "sel.rate", "both", "train", "val", "neither", *more, "gap"]]
         for layer in self.layers.values():
             shares = layer.role_shares
@@ -125,8 +126,9 @@ class UnitReport:
             row += [_percent(shares.get(role, math.nan)) for role in ROLE_ORDER]
             if by_contribution:
                 found = layer.summary_effects
-                counts = ["-"] * 3 if found is None else [str(int((found.val == sign).sum())) for sign in EFFECT_ORDER]
+                counts = ["-"] * 2 if found is None else [str(int((found.val == sign).sum())) for sign in EFFECT_ORDER]
                 row += [_percent(layer.differing_share), _decimal(layer.agreement), *counts]
+                row.append(str(int(layer.without_effect.sum())))
             rows.append([*row, _decimal(layer.ranking_gap, signed=True)])
         return rows
 

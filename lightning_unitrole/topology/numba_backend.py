@@ -41,7 +41,7 @@ def unavailable(device: torch.device) -> str | None:
         return f"it works on CPU tensors, got a tensor on {device}; use backend='auto' or 'torch'"
     try:
         import numba  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # an installation that does not fit raises all sorts of errors
         return f'numba cannot be imported ({error}); install it with: pip install "lightning-unitrole[cpu]"'
     return None
 

@@ -1,16 +1,11 @@
-"""Chooses a backend, checks what it is given, and counts births into histograms."""
+"""Birth points and their histograms: checks what it is given and hands it to a backend."""
 
-import importlib.util
-import os
-import warnings
-from collections.abc import Callable
-from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from lightning_unitrole.errors import BackendError, DataError, SettingError
+from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.topology.definition import (
     MAX_BIRTH,
     MAX_DENSITY,
@@ -19,6 +14,8 @@ from lightning_unitrole.topology.definition import (
     step_limit,
     widened,
 )
+from lightning_unitrole.topology.fallback import run
+from lightning_unitrole.topology.histograms import scatter_births
 
 BACKENDS = ("auto", "ripser", "torch", "numba", "triton")
 _COUNT_DTYPES = (torch.int16, torch.int32, torch.int64)
@@ -38,7 +35,9 @@ def birth_points(
         max_birth: larger birth points count as "no birth".
         max_density: the filtration ends after ``ceil(max_density * n(n-1)/2)`` steps, ``n = max(H, W)``.
         backend: ``auto`` takes triton for CUDA tensors and numba for CPU tensors where they can run, and torch
-            otherwise. ``ripser`` is the slow truth, one map at a time. All give the same numbers.
+            otherwise; if they fail, a warning says why and torch takes over for the rest of the process. On a GPU the
+            first maps of each size are computed with torch as well and compared. ``ripser`` is the slow truth, one
+            map at a time. All give the same numbers.
 
     Returns:
         int64 ``[...]`` on the device of ``maps``; 0 means no birth. Maps with NaN or infinity have none;
@@ -61,15 +60,16 @@ def birth_points(
     """
     check_settings(max_birth, max_density)
     check_maps(maps)
-    height, width = maps.shape[-2:]
-    module = _backend(backend, maps.device, max(height, width), max_birth)
+    _check_backend(backend)
     if maps.dim() == 4:
         stacked = maps
     elif maps.dim() < 4:
         stacked = maps[(None,) * (4 - maps.dim())]
     else:
         stacked = maps.flatten(0, -4)
-    births: Tensor = module.raw_births(widened(stacked), step_limit(height, width, max_birth, max_density))
+    stacked = widened(stacked)
+    steps = step_limit(maps.shape[-2], maps.shape[-1], max_birth, max_density)
+    births: Tensor = run(backend, stacked, steps, max_birth, lambda module: module.raw_births(stacked, steps))
     return births.clamp(min=0).long().reshape(maps.shape[:-2])
 
 
@@ -108,37 +108,21 @@ def count_births(
     check_settings(max_birth, max_density)
     check_maps(maps, dims=4)
     _check_counting(maps, groups, counts, non_finite, max_birth)
+    _check_backend(backend)
     maps = widened(maps)
-    height, width = maps.shape[-2:]
-    module = _backend(backend, maps.device, max(height, width), max_birth)
-    steps = step_limit(height, width, max_birth, max_density)
-    fused: Callable[[Tensor, Tensor, Tensor, Tensor, int], bool] | None = getattr(module, "count", None)
-    if fused is not None and fused(maps, groups, counts, non_finite, steps):
-        return
-    if maps.device.type == "cpu":  # elsewhere finding out which images are skipped would stall the device
-        kept = groups >= 0
-        if not bool(kept.all()):
-            maps, groups = maps[kept], groups[kept]
-    scatter_births(module.raw_births(maps, steps), groups, counts, non_finite)
+    steps = step_limit(maps.shape[2], maps.shape[3], max_birth, max_density)
 
+    def job(module: ModuleType) -> None:
+        if hasattr(module, "count") and module.count(maps, groups, counts, non_finite, steps):
+            return
+        kept_maps, kept_groups = maps, groups
+        if maps.device.type == "cpu":  # elsewhere finding out which images are skipped would stall the device
+            kept = groups >= 0
+            if not bool(kept.all()):
+                kept_maps, kept_groups = maps[kept], groups[kept]
+        scatter_births(module.raw_births(kept_maps, steps), kept_groups, counts, non_finite)
 
-def scatter_births(births: Tensor, groups: Tensor, counts: Tensor, non_finite: Tensor) -> None:
-    """Add raw ``births [images, units]`` to the histograms of :func:`count_births`, without waiting."""
-    units, bins = counts.shape[1:]
-    unit = torch.arange(units, device=births.device)
-    row = groups.clamp(min=0)[:, None] * units + unit
-    kept = (groups >= 0)[:, None]
-    finite = births >= 0
-    _add(counts, row * bins + births.clamp(min=0), kept & finite)
-    _add(non_finite, row, kept & ~finite)
-
-
-def _add(histogram: Tensor, index: Tensor, amount: Tensor) -> None:
-    """``histogram.flatten()[index] += amount``, repeated indices included."""
-    flat = histogram.view(-1) if histogram.is_contiguous() else histogram.flatten()
-    flat.index_add_(0, index.flatten(), amount.flatten().to(histogram.dtype))
-    if not histogram.is_contiguous():
-        histogram.copy_(flat.view(histogram.shape))
+    run(backend, maps, steps, max_birth, job, counts, non_finite)
 
 
 def count_dtype(max_images: int) -> torch.dtype:
@@ -182,45 +166,6 @@ def _check_counting(maps: Tensor, groups: Tensor, counts: Tensor, non_finite: Te
         )
 
 
-def _backend(name: str, device: torch.device, n: int, max_birth: int) -> ModuleType:
-    """The module of the backend ``name``, or of the best one for maps of side ``n`` on ``device``."""
+def _check_backend(name: str) -> None:
     if name not in BACKENDS:
         raise SettingError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
-    if name == "auto":
-        name = _choose(device, n, max_birth)
-    module = import_module(f"lightning_unitrole.topology.{name}_backend")
-    reason: str | None = module.unavailable(device)
-    if reason is None and name == "triton":
-        reason = module.unfit(n, max_birth)
-    if reason is not None:
-        raise BackendError(f"The birth point backend {name!r} cannot run here: {reason}.")
-    return module
-
-
-def _choose(device: torch.device, n: int, max_birth: int) -> str:
-    if device.type == "cpu":
-        if importlib.util.find_spec("numba") is not None:
-            return "numba"
-        _say_once()
-    elif device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        triton = import_module("lightning_unitrole.topology.triton_backend")
-        if triton.unavailable(device) is None and triton.unfit(n, max_birth) is None:
-            return "triton"
-    return "torch"
-
-
-_said = False
-
-
-def _say_once() -> None:
-    """On the first process, once: how to get the fast CPU backend."""
-    global _said
-    if _said or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
-        return
-    _said = True
-    warnings.warn(
-        "Birth points are computed with torch, which is several times slower on a CPU than numba. "
-        'To install it: pip install "lightning-unitrole[cpu]"',
-        UserWarning,
-        stacklevel=4,
-    )

@@ -27,7 +27,7 @@ def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot run on ``device``; None when it can."""
     try:
         import triton  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # an installation that does not fit raises all sorts of errors
         return f"Triton cannot be imported ({error}); it comes with PyTorch for CUDA on Linux, or: pip install triton"
     if device.type != "cuda" and not _interpreted():
         return (

@@ -83,7 +83,7 @@ def test_with_stored_labels_only_the_wanted_images_are_read() -> None:
     found.available()
     # The first and the last of each class, to see whether the stored labels hold.
     assert sorted(dataset.read) == sorted(index for group in BY_CLASS for index in group[:2])
-    dataset.read.clear()
+    dataset.forget()
     list(found.batches(torch.tensor([1, 2, 0])))
     assert sorted(dataset.read) == sorted([BY_CLASS[0][0], *BY_CLASS[1][:2]])
 
@@ -111,7 +111,7 @@ def test_remembered_images_are_read_without_looking() -> None:
     dataset = Plain()
     own = probe(dataset)
     list(own.batches(torch.tensor([1, 1, 1])))
-    dataset.read.clear()
+    dataset.forget()
     own.remember(torch.tensor([17, 4, 5, 16]), torch.tensor([0, 0, 2, 1]))
     assert own.available().tolist() == [2, 1, 1]
     assert dataset.read == []
@@ -122,7 +122,7 @@ def test_small_probes_are_read_once_until_they_are_released() -> None:
     dataset = Stored()
     own = probe(loader(dataset))
     quota = own.available()
-    dataset.read.clear()
+    dataset.forget()
     for _ in range(3):
         assert numbers(own.batches(quota)) == FIRST_3
     assert len(dataset.read) == 9
@@ -142,7 +142,7 @@ def test_large_probes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Stored()
     own = probe(loader(dataset))
     quota = own.available()
-    dataset.read.clear()
+    dataset.forget()
     for _ in range(2):
         assert numbers(own.batches(quota)) == FIRST_3
     assert len(dataset.read) == 18
