@@ -1,10 +1,13 @@
 """Settings for all tests."""
 
+from __future__ import annotations
+
 import os
 
 # Triton reads this when it is first imported, which torch and Lightning may do: so before them.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import pytest
 import torch
 
 if torch.cuda.is_available():
@@ -13,3 +16,17 @@ if torch.cuda.is_available():
 
 # Tests run in several processes at once; threads on top of them only get into each other's way.
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The quick tests alone, unless all are asked for."""
+    parser.addoption("--slow", action="store_true", help="run tests that take more than a few seconds too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out without ``--slow``."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
