@@ -75,7 +75,8 @@ def cumulative_ablation(
             if not isinstance(entry, (tuple, list)) or len(entry) != 2:
                 raise DataError(f"A batch of data is a {type(entry).__name__}; expected a pair (inputs, targets).")
             inputs, targets = runner.transfer(tuple(entry))
-            yield inputs, targets
+            if batch_size(inputs) != 0:  # what a filter left of a batch may be nothing
+                yield inputs, targets
 
     if points is not None and iter(data) is data:
         raise SettingError(

@@ -26,11 +26,12 @@ from lightning_unitrole.analysis.advice import (
 )
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
+from lightning_unitrole.callbacks.faults import in_words, where
 from lightning_unitrole.callbacks.pace import Pace
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
-from lightning_unitrole.errors import BackendError, SettingError, UnitRoleError, refuse_newer
+from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger
 from lightning_unitrole.network.tracing import module_of
@@ -375,7 +376,9 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         _log.debug("%s could not be logged.", what, exc_info=error)
         if what not in self._warned:
             self._warned.add(what)
-            self._warn_once(f"{what} could not be logged, and training goes on. {_in_words(error)}", trainer)
+            self._warn_once(
+                f"{what} could not be logged, and training goes on. {in_words(error, logger=__name__)}", trainer
+            )
 
     @contextmanager
     def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -388,24 +391,13 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             self._stop_recording()
             _log.debug("The analysis failed.", exc_info=error)
             # Numbers in a message may vary from epoch to epoch; it is given once all the same.
-            kind = f"{type(error).__name__} in {_where(error)}"
+            kind = f"{type(error).__name__} in {where(error)}"
             if kind not in self._warned:
                 self._warned.add(kind)
-                self._warn_once(f"Unit roles could not be analysed, and training goes on. {_in_words(error)}", trainer)
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, UnitRoleError):
-        return str(error)
-    return f"{type(error).__name__}: {error}. The logger {__name__!r} tells more at level DEBUG."
-
-
-def _where(error: BaseException) -> str:
-    """The line that raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "nowhere" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+                self._warn_once(
+                    f"Unit roles could not be analysed, and training goes on. {in_words(error, logger=__name__)}",
+                    trainer,
+                )
 
 
 def _setting_name(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -14,19 +17,21 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
 from lightning_unitrole.analysis.options import options_of
+from lightning_unitrole.callbacks.faults import in_words, where
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.callbacks.trainer import TrainerAnalysis
-from lightning_unitrole.errors import SettingError, refuse_newer
+from lightning_unitrole.errors import DataError, SettingError, UnitRoleError, refuse_newer
 from lightning_unitrole.pruning.coupling import ChannelGroup, torch_pruning
 from lightning_unitrole.pruning.equivalence import remove_checked
 from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
-from lightning_unitrole.pruning.history import follow_state_dict, record_removals, removals_of
+from lightning_unitrole.pruning.history import follow_state_dict, original_amounts, record_removals, removals_of
 from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.network import NetworkState, units_left
 from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
-from lightning_unitrole.pruning.removal import Removal, plan_removal
-from lightning_unitrole.pruning.report import PruningReport, PruningStep
+from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_removal
+from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
+from lightning_unitrole.pruning.report import NetworkSize, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
 from lightning_unitrole.pruning.selection import (
     AMOUNTS,
@@ -38,13 +43,22 @@ from lightning_unitrole.pruning.selection import (
     prunable_groups,
 )
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
+from lightning_unitrole.reports.storage import BROKEN
 
 STATE_VERSION = 1
 _MODES = ("remove", "mask")
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 _ABLATION_POINTS = 16
+_log = logging.getLogger(__name__)
 _EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
+
+
+class _Plan(NamedTuple):
+    """What is to be removed, before it is."""
+
+    choice: dict[str, list[int]]
+    accuracy: float
 
 
 class UnitPruning(pl.Callback):
@@ -54,6 +68,11 @@ class UnitPruning(pl.Callback):
     :class:`~lightning_unitrole.callbacks.monitor.UnitRoleMonitor` (its data, functions and criterion; without one, with
     its defaults). Channels that hang together, in residual sums, concatenations, gates and depthwise convolutions, go
     together and are judged together. Training goes on with the same optimizers and schedulers, whose memory is sliced.
+
+    A fault while units are measured, chosen or logged becomes a warning: training goes on with the network as it is,
+    and pruning is tried again at the next epoch. What cannot work at all, such as an amount that cannot be reached, a
+    model whose forward method has numbers of channels written into it, or an optimizer whose memory cannot be sliced,
+    is tried out when training starts, and is an error then.
 
     A network that is no better than chance has no ablation curve to go by; then pruning is put off, with a warning.
     What measuring costs grows with the number of layers, the monitor's ``images_per_class`` and ``ablation_points``,
@@ -75,7 +94,8 @@ class UnitPruning(pl.Callback):
     Args:
         choose_by: ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
             ``"roles"``: units that are ``NEITHER`` for every class first; or a criterion, by name or as a function.
-        amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule.
+        amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule. The
+            beginning is before anything was removed, in whatever run: a pruned network remembers it.
         of: what ``amount`` counts: ``"macs"``, ``"parameters"`` or ``"units"`` of the whole network, with units ranked
             across layers, or ``"layer"``, the units of each layer.
         max_accuracy_drop: prune only units at whose turn the layer's ablation curve has lost no more accuracy than
@@ -102,6 +122,7 @@ class UnitPruning(pl.Callback):
     Raises:
         SettingError: if a setting is out of range, or does not fit the model, the optimizers, the strategy or other
             callbacks: in the constructor, in ``setup`` or when training starts, before anything is changed.
+        TraceError: when training starts, if the forward pass cannot be followed.
         BackendError: if Torch-Pruning is not installed.
 
     Source: the dependency graph is that of arXiv:2301.12900, the cubic schedule that of arXiv:1710.01878; evidence and
@@ -167,6 +188,7 @@ class UnitPruning(pl.Callback):
         self._analysis: TrainerAnalysis | None = None
         self._state: NetworkState | None = None
         self._following: RemovableHandle | None = None
+        self._warned: set[str] = set()
 
     @property
     def state_key(self) -> str:
@@ -194,14 +216,22 @@ class UnitPruning(pl.Callback):
         """Go on where a checkpoint stopped.
 
         Raises:
-            DataError: if a newer version of the package wrote it.
+            DataError: if it is damaged, or a newer version of the package wrote it.
         """
-        refuse_newer("The checkpoint holds a UnitPruning state of version", state_dict["version"], STATE_VERSION)
-        self._original = dict(state_dict["original"])
-        self._last_epoch = state_dict["last_epoch"]
-        masked, report = state_dict["masked"], state_dict["report"]
-        self._masked = None if masked is None else Removal.from_state_dict(masked)
-        self.report = None if report is None else PruningReport.from_state_dict(report)
+        try:
+            refuse_newer("The checkpoint holds a UnitPruning state of version", state_dict["version"], STATE_VERSION)
+            original = {str(name): int(size) for name, size in state_dict["original"].items()}
+            last_epoch = int(state_dict["last_epoch"])
+            masked, report = state_dict["masked"], state_dict["report"]
+            removal = None if masked is None else Removal.from_state_dict(masked)
+            found = None if report is None else PruningReport.from_state_dict(report)
+        except DataError:
+            raise
+        except BROKEN as error:
+            raise DataError(
+                f"The checkpoint's UnitPruning state is damaged: {type(error).__name__}: {error}."
+            ) from error
+        self._original, self._last_epoch, self._masked, self.report = original, last_epoch, removal, found
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and let the module take the shape of a checkpoint that is loaded after this."""
@@ -231,15 +261,12 @@ class UnitPruning(pl.Callback):
             self._mask = UnitMask(pl_module, self._masked)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See whether the settings fit the model, and measure it as it is."""
-        network = self._network(trainer, pl_module)
-        groups = self._groups(network)
-        if self.report is None:
-            self._original = network.amounts | {f"width/{group.name}": len(group) for group in groups}
-            size = network.size(self._masked)
-            self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
-            self._log(trainer, pl_module)
-        network.release()
+        """See whether the settings fit the model, try out what is to come, and measure the model as it is."""
+        with self._going_on(trainer, "The network could not be measured before training", wrong=UnitRoleError):
+            network = self._network(trainer, pl_module)
+            self._rehearse(network, trainer, pl_module)
+            self._begin(network, trainer, pl_module)
+            network.release()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, where this epoch is due."""
@@ -264,14 +291,15 @@ class UnitPruning(pl.Callback):
         if self.report is None:
             return
         if self._masked is not None and self.remove_at_end:
-            removal = self._masked
             self._drop_mask()
-            self._masked = None
-            self._remove(trainer, pl_module, removal)
-        network = self._network(trainer, pl_module)
-        self.report = replace(self.report, after=network.size(self._masked, self.report.before.batch))
-        network.release()
-        self._log(trainer, pl_module)
+            with self._going_on(trainer, "The masked units could not be removed and stay at zero"):
+                self._remove(trainer, pl_module, self._masked)
+                self._masked = None
+        with self._going_on(trainer, "The pruned network could not be measured"):
+            network = self._network(trainer, pl_module)
+            self.report = replace(self.report, after=network.size(self._masked, self.report.before.batch))
+            network.release()
+        self._log(trainer)
         rank_zero_info(f"Pruned while training:\n{self.report.table()}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -299,21 +327,83 @@ class UnitPruning(pl.Callback):
         self._mask.restore()
         self._mask = self._masked = None
 
+    def _begin(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how the network was in the beginning; once a run."""
+        found = network.amounts | {f"width/{group.name}": len(group) for group in network.graph.groups}
+        # What was removed in an earlier run, whatever its settings, counts too.
+        self._original = found | self._original | original_amounts(pl_module)
+        if self.report is None:
+            size = network.size(self._masked)
+            self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
+            self._log(trainer)
+
+    def _rehearse(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse what cannot work, before anything is trained."""
+        groups = self._groups(network)
+        rehearse_amount(
+            groups,
+            network.graph,
+            amount=self.amount,
+            of=self.of,
+            limits=self.limits,
+            original=network.amounts
+            | {f"width/{group.name}": len(group) for group in groups}
+            | self._original
+            | original_amounts(pl_module),
+            now=network.amounts,
+            gone=network.gone(self._masked),
+        )
+        if self.mode == "remove" or self.remove_at_end:
+            session = network.session
+            self._drop_mask()
+            try:
+                rehearse_removal(
+                    session.runner.forward, pl_module, network.graph, groups, session.example_inputs, trainer.optimizers
+                )
+            finally:
+                if self._masked is not None:
+                    self._mask = UnitMask(pl_module, self._masked)
+
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> bool:
-        """Measure, choose, and remove or mask; False where there was nothing to choose by."""
-        assert self.report is not None
+        """Measure, choose, and remove or mask; False where nothing was done."""
+        plan: _Plan | None = None
+        with self._going_on(trainer, "Units to prune could not be chosen"):
+            plan = self._plan(trainer, pl_module, epoch)
+        if not _all_agree(trainer, plan is not None) or plan is None:
+            return False
+        # Every process measures the same; this makes sure that all prune the same.
+        choice: dict[str, list[int]] = trainer.strategy.broadcast(plan.choice)
+        before, now, done = units_left(pl_module, self._masked), None, False
+        with self._going_on(trainer, "No unit was pruned"):
+            network = self._network(trainer, pl_module)
+            removal = plan_removal(network.graph, choice)
+            now = network.counts(removal)
+            if removal.kept and self.mode == "remove":
+                self._remove(trainer, pl_module, removal)
+            elif removal.kept:
+                self._put_mask(pl_module, removal)
+            done = True
+        if not done or now is None:
+            return False
+        self._note_step(trainer, pl_module, before, plan.accuracy, self._size(trainer, pl_module, now))
+        self._log(trainer)
+        return True
+
+    def _plan(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> _Plan | None:
+        """What to remove; None, with a warning, where there is nothing to choose by."""
         network = self._network(trainer, pl_module)
-        accuracy_before = network.accuracy()
-        if self._needs_accuracy and not network.knows_something(accuracy_before):
+        self._begin(network, trainer, pl_module)
+        accuracy = network.accuracy()
+        if self._needs_accuracy and not network.knows_something(accuracy):
             if trainer.is_global_zero:
                 warnings.warn(
                     f"Nothing was pruned at the start of epoch {trainer.current_epoch}: the network gets "
-                    f"{100 * accuracy_before:.1f} % of the validation images right, which may be chance, so its "
+                    f"{100 * accuracy:.1f} % of the validation images right, which may be chance, so its "
                     "ablation curves say nothing yet. UnitPruning tries again at the next epoch; start later with "
                     "start_epoch=, or choose units by a criterion.",
                     stacklevel=2,
                 )
-            return False
+            return None
         choice = choose(
             find_candidates(
                 self._groups(network),
@@ -329,17 +419,32 @@ class UnitPruning(pl.Callback):
             now=network.amounts,
         )
         network.release()
-        # Every process measures the same; this makes sure that all prune the same.
-        removal = plan_removal(network.graph, trainer.strategy.broadcast(choice))
-        before = units_left(pl_module, self._masked)
-        if removal.kept and self.mode == "remove":
-            self._remove(trainer, pl_module, removal)
-        elif removal.kept:
-            self._put_mask(pl_module, removal)
+        return _Plan(choice, accuracy)
+
+    def _size(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, counted: tuple[int, int, dict[str, int]]
+    ) -> NetworkSize:
+        """The network now; where it cannot be measured, what can be counted."""
+        assert self.report is not None
+        batch = self.report.before.batch
+        with self._going_on(trainer, "The pruned network could not be measured"):
+            network = self._network(trainer, pl_module)
+            size = network.size(self._masked, batch)
+            network.release()
+            return size
+        parameters, macs, widths = counted
+        return NetworkSize(parameters, macs, widths, latency=math.nan, batch=batch, accuracy=math.nan)
+
+    def _note_step(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        before: dict[str, torch.Tensor],
+        accuracy: float,
+        size: NetworkSize,
+    ) -> None:
+        assert self.report is not None
         left = units_left(pl_module, self._masked)
-        network = self._network(trainer, pl_module)
-        size = network.size(self._masked, self.report.before.batch)
-        network.release()
         step = PruningStep(
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
@@ -350,34 +455,46 @@ class UnitPruning(pl.Callback):
             },
             parameters=size.parameters,
             macs=size.macs,
-            accuracy_before=accuracy_before,
+            accuracy_before=accuracy,
             accuracy_after=size.accuracy,
         )
-        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy_before)
+        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy)
         self.report = replace(self.report, before=start, after=size, steps=(*self.report.steps, step))
-        self._log(trainer, pl_module)
-        return True
 
     def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
-        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-        check_optimizers(trainer.optimizers, names, removal)
-        session = self._trainer_analysis(trainer).session(trainer, pl_module)
-        with torch.inference_mode(False):
-            change = remove_checked(session.runner.forward, pl_module, removal, session.example_inputs)
-            try:
-                carry_over(trainer.optimizers, change)
-            except BaseException:
+        change: Change | None = None
+        try:
+            names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+            check_optimizers(trainer.optimizers, names, removal)
+            session = self._trainer_analysis(trainer).session(trainer, pl_module)
+            with torch.inference_mode(False):
+                change = remove_checked(session.runner.forward, pl_module, removal, session.example_inputs)
+        finally:
+            agreed = _all_agree(trainer, change is not None)
+            if change is not None and not agreed:
                 change.undo()
-                raise
-        record_removals(pl_module, [*removals_of(pl_module), removal])
-        self._model_changed(trainer, pl_module)
+        assert change is not None
+        if not agreed:
+            raise RuntimeError("the removal failed in another process")
+        earlier = removals_of(pl_module)
+        try:
+            record_removals(pl_module, [*earlier, removal], self._original)
+            carry_over(trainer.optimizers, change)
+        except BaseException:
+            change.undo()
+            record_removals(pl_module, earlier, self._original)
+            raise
+        with self._going_on(trainer, "After a removal not everything could be told of it"):
+            self._model_changed(trainer, pl_module)
 
     def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
-        if self._mask is not None:
-            self._mask.restore()  # so that the new mask can bring back what the old one took
-        self._mask, self._masked = UnitMask(pl_module, removal), removal
-        if self._mask.hooks:
+        mask, old = UnitMask(pl_module, removal), self._mask
+        if old is not None:
+            old.restore()
+            mask.take()  # so that it can bring back what the old one took
+        self._mask, self._masked = mask, removal
+        if mask.hooks:
             _recompile()
 
     def _drop_mask(self) -> None:
@@ -397,7 +514,8 @@ class UnitPruning(pl.Callback):
             # The wrapper sums the gradients of the parameters that it was made with.
             strategy.model = pl_module
             strategy.configure_ddp()
-        _recompile()
+        with self._going_on(trainer, "Compiled code could not be forgotten"):
+            _recompile()
 
     def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
         """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
@@ -451,12 +569,37 @@ class UnitPruning(pl.Callback):
             network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
         )
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self.report is not None
-        scalars = pruning_scalars(self.report, step=trainer.global_step)
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
-        if trainer.is_global_zero:
-            log_pruning(self.report, trainer.loggers, epoch=trainer.current_epoch, step=trainer.global_step)
+    def _log(self, trainer: pl.Trainer) -> None:
+        report = self.report
+        assert report is not None
+        with self._going_on(trainer, "What was pruned could not be logged"):
+            scalars = pruning_scalars(report, step=trainer.global_step)
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            with self._going_on(trainer, f"What was pruned could not be logged by {type(logger).__name__}"):
+                log_pruning(report, [logger], epoch=trainer.current_epoch, step=trainer.global_step)
+
+    @contextmanager
+    def _going_on(self, trainer: pl.Trainer, what: str, *, wrong: type[Exception] = Warning) -> Iterator[None]:
+        """Turn a fault into a warning, once for each place; warnings and errors of type ``wrong`` pass."""
+        try:
+            yield
+        except (Warning, wrong):
+            raise
+        except Exception as error:
+            _log.debug("%s.", what, exc_info=error)
+            # The next attempt looks at the network anew.
+            self._trainer_analysis(trainer).forget()
+            self._state = None
+            kind = f"{what}: {type(error).__name__} in {where(error)}"
+            if kind not in self._warned and trainer.is_global_zero:
+                self._warned.add(kind)
+                warnings.warn(f"{what}, and training goes on. {in_words(error, logger=__name__)}", stacklevel=3)
+
+
+def _all_agree(trainer: pl.Trainer, done: bool) -> bool:
+    """Whether something was done in every process."""
+    return bool(trainer.strategy.reduce_boolean_decision(done))
 
 
 def _callbacks(trainer: Any) -> list[Any]:

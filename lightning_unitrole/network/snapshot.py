@@ -181,9 +181,7 @@ class Snapshot:
         for tensor in (*module._buffers.values(), *own_attributes(module).values()):
             if isinstance(tensor, Tensor):
                 self._note_tensor(tensor, always=True)
-        for part in _PARTS:
-            if isinstance(attributes.get(part), dict):
-                self._undo.append(_Entries(attributes[part]))
+        self._undo.append(_Parts([attributes[part] for part in _PARTS if isinstance(attributes.get(part), dict)]))
         self._undo.append(_Attributes(attributes, framework=True))
 
     def _note_tensor(self, tensor: Tensor, *, always: bool) -> None:
@@ -262,6 +260,22 @@ class _Slots:
         for name, value in self.before.items():
             if now.get(name, self) is not value:
                 object.__setattr__(self.owner, name, value)
+
+
+class _Parts:
+    """The parameters, buffers, children and hooks of one module; most of these dicts are empty."""
+
+    def __init__(self, parts: list[dict[Any, Any]]) -> None:
+        self.parts = [(part, part.copy() if part else None) for part in parts]
+
+    def __call__(self) -> None:
+        for part, before in self.parts:
+            if before is None:
+                if part:
+                    part.clear()
+            elif len(part) != len(before) or not all(map(operator.is_, part.values(), before.values())):
+                part.clear()
+                part.update(before)
 
 
 class _Entries:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_unitrole.errors import refuse_newer
+from lightning_unitrole.errors import DataError, refuse_newer
 from lightning_unitrole.pruning.removal import Removal, regrow, remove
+from lightning_unitrole.reports.storage import BROKEN
 
 STATE_VERSION = 1
 NAME = "unit_pruning_history"
@@ -26,11 +27,14 @@ class RemovalHistory(nn.Module):
 
     Attributes:
         removals: oldest first.
+        original: what the network had before the first of them: ``macs``, ``parameters``, ``units``, and
+            ``width/<layer>`` for the width of each channel group.
     """
 
-    def __init__(self, removals: Sequence[Removal] = ()) -> None:
+    def __init__(self, removals: Sequence[Removal] = (), original: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.removals = list(removals)
+        self.original = dict(original or {})
 
     def forward(self, inputs: Any) -> Any:
         """What it is given: an ``nn.Sequential`` runs every child that it has."""
@@ -38,7 +42,11 @@ class RemovalHistory(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The removals as plain data, which load without pickle."""
-        return {"version": STATE_VERSION, "removals": [removal.state_dict() for removal in self.removals]}
+        return {
+            "version": STATE_VERSION,
+            "removals": [removal.state_dict() for removal in self.removals],
+            "original": dict(self.original),
+        }
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing: the removals were carried out before the weights were loaded."""
@@ -50,10 +58,22 @@ def removals_of(model: nn.Module) -> list[Removal]:
     return list(history.removals) if isinstance(history, RemovalHistory) else []
 
 
-def record_removals(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Write down what a network went through in all."""
+def original_amounts(model: nn.Module) -> dict[str, int]:
+    """What a network had before anything was removed; empty where nothing was, or an older version removed it."""
+    history = model._modules.get(NAME)
+    return dict(history.original) if isinstance(history, RemovalHistory) else {}
+
+
+def record_removals(model: nn.Module, removals: Sequence[Removal], original: Mapping[str, int] | None = None) -> None:
+    """Write down what a network went through in all.
+
+    Args:
+        model: the network.
+        removals: oldest first.
+        original: what it had before the first of them; by default what is written down already.
+    """
     if removals:
-        model.add_module(NAME, RemovalHistory(removals))
+        model.add_module(NAME, RemovalHistory(removals, original_amounts(model) if original is None else original))
     elif NAME in model._modules:
         del model._modules[NAME]
 
@@ -91,7 +111,9 @@ def follow_state_dict(model: nn.Module) -> RemovableHandle:
 
     def before_loading(state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         if prefix == "":
-            reshape(model, _read_history(state_dict))
+            removals, original = _read_history(state_dict)
+            reshape(model, removals)
+            record_removals(model, removals, original)
 
     handle: RemovableHandle = model._register_load_state_dict_pre_hook(before_loading)  # type: ignore[no-untyped-call]
     return handle
@@ -122,12 +144,19 @@ def reshape(model: nn.Module, removals: Sequence[Removal]) -> None:
     record_removals(model, removals)
 
 
-def _read_history(state_dict: Mapping[str, Any]) -> list[Removal]:
+def _read_history(state_dict: Mapping[str, Any]) -> tuple[list[Removal], dict[str, int]]:
     state = state_dict.get(_KEY)
     if state is None:
-        return []
-    refuse_newer("The removal history of the checkpoint has version", state["version"], STATE_VERSION)
-    return [Removal.from_state_dict(removal) for removal in state["removals"]]
+        return [], {}
+    try:
+        refuse_newer("The removal history of the checkpoint has version", state["version"], STATE_VERSION)
+        removals = [Removal.from_state_dict(removal) for removal in state["removals"]]
+        original = {str(name): int(size) for name, size in state.get("original", {}).items()}
+    except DataError:
+        raise
+    except BROKEN as error:
+        raise DataError(f"The removal history is damaged: {type(error).__name__}: {error}.") from error
+    return removals, original
 
 
 def load_pruned(
@@ -152,30 +181,58 @@ def load_pruned(
         The network, in evaluation mode.
 
     Raises:
-        DataError: if the removal history does not fit the network.
+        DataError: if the file is damaged, or does not fit the network; the message names the file.
+        OSError: if it cannot be opened.
 
     Example:
         >>> model = load_pruned(Classifier, "epoch=9.ckpt", width=64)  # doctest: +SKIP
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    checkpoint = _read_checkpoint(path, map_location, weights_only)
     saved = _saved_arguments(checkpoint, model_class)
-    model = model_class(**{**saved, **arguments})
-    weights = checkpoint.get("state_dict", checkpoint)
+    name = getattr(model_class, "__name__", "model_class")
+    try:
+        model = model_class(**{**saved, **arguments})
+    except Exception as error:
+        if not saved:
+            raise
+        raise DataError(
+            f"{path}: {name} could not be built with the hyperparameters in the file, {', '.join(map(str, saved))}. "
+            f"Pass others as arguments. {type(error).__name__}: {error}"
+        ) from error
     handle = follow_state_dict(model)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(checkpoint.get("state_dict", checkpoint))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{path} does not hold the weights of {name}. {type(error).__name__}: {error}") from error
     finally:
         handle.remove()
     return model.eval()
+
+
+def _read_checkpoint(path: str | Path, map_location: Any, weights_only: bool) -> Mapping[str, Any]:
+    with open(path, "rb") as file:  # that it cannot be opened is told by the operating system
+        try:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
+        except Exception as error:
+            raise DataError(
+                f"{path} is not a checkpoint that can be loaded, or damaged. {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict", checkpoint), Mapping):
+        raise DataError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint, or a state dict.")
+    return checkpoint
 
 
 def _saved_arguments(checkpoint: Mapping[str, Any], model_class: Callable[..., Any]) -> dict[str, Any]:
     """What ``save_hyperparameters`` wrote: arguments by name, or one argument that holds them all."""
     saved = checkpoint.get("hyper_parameters", {})
     whole = checkpoint.get("hparams_name", "kwargs")
-    if whole and whole != "kwargs" and _accepts(model_class, whole):
+    if isinstance(whole, str) and whole != "kwargs" and whole and _accepts(model_class, whole):
         return {whole: saved}
-    return {name: value for name, value in dict(saved).items() if _accepts(model_class, name)}
+    if not isinstance(saved, Mapping):
+        return {}
+    return {name: value for name, value in saved.items() if isinstance(name, str) and _accepts(model_class, name)}
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:

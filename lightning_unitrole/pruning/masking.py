@@ -45,13 +45,16 @@ class UnitMask:
             if name in parameters
             for dim in dims
         ]
-        # Only what is taken is kept a copy of, so that it can come back.
-        self._taken = [parameter.detach().index_select(dim, indices) for parameter, dim, indices in self._holes]
         self._hooks = [
             module.register_forward_hook(_LayerNormOfKept(module, removal.kept[f"{name}.weight"][0]))
             for name, module in model.named_modules()
             if isinstance(module, nn.LayerNorm) and f"{name}.weight" in removal.kept
         ]
+        self.take()
+
+    def take(self) -> None:
+        """Remember the entries as they are, so that they can come back, and set them to zero."""
+        self._taken = [parameter.detach().index_select(dim, indices) for parameter, dim, indices in self._holes]
         self.hold()
 
     @property

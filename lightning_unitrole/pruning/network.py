@@ -69,6 +69,19 @@ class NetworkState:
         """Items of each channel group that a mask holds at zero, by the group's name."""
         return {} if masked is None else gone_items(self.graph.groups, masked)
 
+    def counts(self, masked: Removal | None) -> tuple[int, int, dict[str, int]]:
+        """Parameters, multiply-accumulate operations and widths of the network without what is masked, by counting."""
+        gone = self.gone(masked)
+        widths = layer_widths(self.session.runner.model)
+        for group in self.graph.groups:
+            for layer, channels in group.channels.items():
+                widths[layer] -= sum(len(channels[item]) for item in gone.get(group.name, ()))
+        return (
+            self.amounts["parameters"] - saving(self.graph, gone, "parameters"),
+            self.amounts["macs"] - saving(self.graph, gone, "macs"),
+            widths,
+        )
+
     def size(self, masked: Removal | None, images: int | None = None) -> NetworkSize:
         """How large, fast and accurate the network is; masked units do not count.
 
@@ -76,17 +89,14 @@ class NetworkState:
             masked: what is held at zero.
             images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
         """
-        runner, gone = self.session.runner, self.gone(masked)
+        runner = self.session.runner
         if images is None:
             images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
-        widths = layer_widths(runner.model)
-        for group in self.graph.groups:
-            for layer, channels in group.channels.items():
-                widths[layer] -= sum(len(channels[item]) for item in gone.get(group.name, ()))
+        parameters, macs, widths = self.counts(masked)
         rows = torch.arange(images) % self.batch
         return NetworkSize(
-            parameters=self.amounts["parameters"] - saving(self.graph, gone, "parameters"),
-            macs=self.amounts["macs"] - saving(self.graph, gone, "macs"),
+            parameters=parameters,
+            macs=macs,
             widths=widths,
             latency=measure_latency(
                 runner.forward,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_unitrole.errors import SettingError
+from lightning_unitrole.network.isolation import preserve_rng
 from lightning_unitrole.pruning.removal import Change, Removal, Replaced
 
 
@@ -44,6 +47,52 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: dict[int, str], rem
                         f"{name!r} of shape {list(parameter.shape)}; only states of the parameter's own shape can be "
                         "sliced. Use mode='mask', or an optimizer such as SGD, RMSprop, Adam or AdamW."
                     )
+
+
+def try_optimizers(optimizers: Sequence[Optimizer], names: dict[int, str], removal: Removal) -> None:
+    """Refuse optimizers whose memory could not be sliced, before they have any: see what a step of a copy remembers.
+
+    Args:
+        optimizers: the optimizers; left as they are.
+        names: name of each parameter, by its ``id``.
+        removal: a removal like the ones to come.
+
+    Raises:
+        SettingError: see :func:`check_optimizers`.
+    """
+    for optimizer in optimizers:
+        smallest: dict[int, tuple[nn.Parameter, dict[str, Any]]] = {}
+        for group in optimizer.param_groups:
+            for one in group["params"]:
+                known = smallest.get(one.dim())
+                if names.get(id(one)) in removal.kept and (known is None or one.numel() < known[0].numel()):
+                    smallest[one.dim()] = one, group
+        for parameter, group in smallest.values():
+            trial, copied = _after_a_step(optimizer, parameter, group)
+            if trial is not None:
+                check_optimizers([trial], {id(copied): names[id(parameter)]}, removal)
+
+
+def _after_a_step(
+    optimizer: Optimizer, parameter: nn.Parameter, group: dict[str, Any]
+) -> tuple[Optimizer | None, nn.Parameter]:
+    """A copy of an optimizer that has taken a step with a copy of one parameter; None where that does not work."""
+    with torch.inference_mode(False), torch.no_grad(), preserve_rng():
+        copied = nn.Parameter(parameter.detach().clone())
+        copied.grad = torch.zeros_like(copied)
+        trial = object.__new__(type(optimizer))
+        own = {
+            name: copy.copy(value) if isinstance(value, (list, dict)) else value
+            for name, value in vars(optimizer).items()
+        }
+        own |= {"param_groups": [{**group, "params": [copied]}], "state": defaultdict(dict)}
+        own |= {name: OrderedDict() for name in own if name.endswith("_hooks")}
+        vars(trial).update(own)
+        try:
+            type(optimizer).step(trial)
+        except Exception:  # it may want a closure, or all of its parameters; then the first removal will tell
+            return None, copied
+    return trial, copied
 
 
 def carry_over(optimizers: Sequence[Optimizer], change: Change) -> None:

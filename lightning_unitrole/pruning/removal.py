@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from lightning_unitrole.errors import DataError, SettingError, refuse_newer
 from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
+from lightning_unitrole.reports.storage import BROKEN
 
 STATE_VERSION = 1
+LARGEST_SIZE = 2**24
+"""Largest dimension of a tensor, or width of a layer, that the record of a removal is believed."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,25 @@ class Removal:
         """Inverse of :meth:`state_dict`.
 
         Raises:
-            DataError: if a newer version of the package wrote it.
+            DataError: if it is damaged, or a newer version of the package wrote it.
         """
-        refuse_newer("The record of a removal has version", state["version"], STATE_VERSION)
-        return cls(
-            shapes={name: tuple(shape) for name, shape in state["shapes"].items()},
-            kept={name: {dim: kept.cpu() for dim, kept in dims.items()} for name, dims in state["kept"].items()},
-            channels={name: kept.cpu() for name, kept in state["channels"].items()},
-            widths=dict(state["widths"]),
-        )
+        try:
+            refuse_newer("The record of a removal has version", state["version"], STATE_VERSION)
+            shapes = {str(name): tuple(map(_size, shape)) for name, shape in state["shapes"].items()}
+            widths = {str(name): _size(width) for name, width in state["widths"].items()}
+            return cls(
+                shapes=shapes,
+                kept={
+                    str(name): {int(dim): _indices(kept, shapes[name][dim], name) for dim, kept in dims.items()}
+                    for name, dims in state["kept"].items()
+                },
+                channels={str(name): _indices(kept, widths[name], name) for name, kept in state["channels"].items()},
+                widths=widths,
+            )
+        except DataError:
+            raise
+        except BROKEN as error:
+            raise DataError(f"The record of a removal is damaged: {type(error).__name__}: {error}.") from error
 
     def same_as(self, other: Removal) -> bool:
         """Whether two records say the same."""
@@ -78,6 +91,28 @@ class Removal:
                 for name, dims in self.kept.items()
             )
         )
+
+
+def _size(value: Any) -> int:
+    """A size out of a file, refused where it can be none."""
+    if not isinstance(value, int) or not 0 < value <= LARGEST_SIZE:
+        raise DataError(f"The record of a removal is damaged: {value!r} is no size, from 1 to {LARGEST_SIZE}.")
+    return value
+
+
+def _indices(kept: Any, size: int, name: str) -> Tensor:
+    """Indices that stay, out of a file: nothing is computed of them before they are known to be few."""
+    known = isinstance(kept, Tensor) and kept.layout == torch.strided and kept.dtype == torch.int64 and kept.dim() == 1
+    if not known or not 0 < kept.numel() <= size or kept.untyped_storage().nbytes() < kept.numel() * kept.itemsize:
+        raise DataError(
+            f"The record of a removal is damaged: what stays of {name!r} is no tensor of up to {size} int64 indices."
+        )
+    found: Tensor = kept.cpu().clone()
+    if int(found[0]) < 0 or int(found[-1]) >= size or not bool((found.diff() > 0).all()):
+        raise DataError(
+            f"The record of a removal is damaged: what stays of {name!r} is not ascending, from 0 to {size - 1}."
+        )
+    return found
 
 
 def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lightning_unitrole.errors import DataError
+from lightning_unitrole.reports.storage import BROKEN
 from lightning_unitrole.reports.tables import text_table
 
 
@@ -135,10 +137,17 @@ class PruningReport:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> PruningReport:
-        """Inverse of :meth:`state_dict`."""
-        return cls(
-            before=NetworkSize(**state["before"]),
-            after=NetworkSize(**state["after"]),
-            steps=tuple(PruningStep(**step) for step in state["steps"]),
-            skipped=dict(state["skipped"]),
-        )
+        """Inverse of :meth:`state_dict`.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        try:
+            return cls(
+                before=NetworkSize(**state["before"]),
+                after=NetworkSize(**state["after"]),
+                steps=tuple(PruningStep(**step) for step in state["steps"]),
+                skipped=dict(state["skipped"]),
+            )
+        except BROKEN as error:
+            raise DataError(f"This is not the state of a pruning report: {type(error).__name__}: {error}.") from error

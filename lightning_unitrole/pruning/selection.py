@@ -301,10 +301,16 @@ def choose(
     if needed > len(chunks):
         if limits.max_drop is not None:
             return chosen(len(chunks))
+        may = {candidate.group.name for candidate in candidates}
+        held = [
+            f"{group.name!r} ({group.reason or 'left out by layers or skip_layers'})"
+            for group in graph.groups
+            if group.name not in may
+        ]
         raise SettingError(
             f"amount={amount:.3g} of the network's {of} cannot be removed: the layers that may be pruned allow "
             f"{removed(len(chunks)):.3f} with min_units={limits.min_units} and round_to={limits.round_to}. Ask for "
-            "less, or skip fewer layers."
+            f"less, or skip fewer layers.{' What cannot be pruned: ' if held else ''}{'; '.join(held)}"
         )
     return chosen(needed)
 

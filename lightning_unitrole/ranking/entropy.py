@@ -14,6 +14,9 @@ from torchmetrics import Metric
 
 from lightning_unitrole.errors import DataError, SettingError
 
+_SLICE = 2**21
+"""Counts that are looked at together, about: what is computed of them takes a few times their memory."""
+
 
 def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Feature entropy, selective rate and ineffectiveness from histograms of birth points.
@@ -29,7 +32,7 @@ def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image has a birth point, entropy and ineffectiveness are NaN; where there is no image at all, all three are.
 
     Raises:
-        DataError: if ``counts`` has no bin besides bin 0.
+        DataError: if ``counts`` has no bin besides bin 0, or a number is negative.
 
     Source: arXiv:2103.09716v1, section 3.3. The paper leaves the case without births open.
 
@@ -43,6 +46,18 @@ def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raise DataError(
             f"counts has shape {list(counts.shape)}; expected [..., max_birth + 1] with bin 0 for maps without a birth."
         )
+    rows = max(1, _SLICE // max(counts[:1].numel(), 1))
+    # The order of summation, and so the last digit, depends on the layout, which slices of other tensors do not share.
+    if counts.ndim == 1 or len(counts) <= rows or not counts.is_contiguous():
+        return _feature_entropy(counts)
+    parts = [_feature_entropy(counts[start : start + rows]) for start in range(0, len(counts), rows)]
+    entropy, selective_rate, ineffectiveness = (torch.cat(measure) for measure in zip(*parts, strict=True))
+    return entropy, selective_rate, ineffectiveness
+
+
+def _feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if counts.numel() and bool((counts < 0).any()):
+        raise DataError(f"counts holds {counts.min().item()}; expected numbers of images, none below 0.")
     images = counts.sum(-1, dtype=torch.float64)
     births = counts[..., 1:].to(torch.float64)
     born = births.sum(-1)

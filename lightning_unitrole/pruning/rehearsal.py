@@ -1,0 +1,125 @@
+"""Trying out what pruning will have to do, so that what cannot work fails before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_unitrole.errors import SettingError, TraceError
+from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.pruning.equivalence import remove_checked
+from lightning_unitrole.pruning.optimizers import check_optimizers, try_optimizers
+from lightning_unitrole.pruning.removal import plan_removal
+from lightning_unitrole.pruning.selection import Candidate, Limits, choose
+
+
+def rehearse_amount(
+    groups: Sequence[ChannelGroup],
+    graph: ChannelGraph,
+    *,
+    amount: float | None,
+    of: str,
+    limits: Limits,
+    original: Mapping[str, int],
+    now: Mapping[str, int],
+    gone: Mapping[str, Collection[int]],
+) -> None:
+    """Refuse an amount that cannot be reached, whatever will be measured.
+
+    With a largest accuracy drop the amount is a wish, and only that anything can be pruned at all is required.
+
+    Args:
+        groups: the groups that may be pruned.
+        graph: the network's channel groups.
+        amount: see :func:`~lightning_unitrole.pruning.selection.choose`, as are the others.
+        of: what the amount counts.
+        limits: what to respect.
+        original: the network in the beginning.
+        now: the network as it is.
+        gone: items that are masked already, by the group's name.
+
+    Raises:
+        SettingError: if it cannot; the message says how much can, and what holds it back.
+    """
+    candidates = [
+        Candidate(group, torch.zeros(len(group)), gone=frozenset(gone.get(group.name, ()))) for group in groups
+    ]
+    wish = limits.max_drop is not None and of != "layer"
+    choice = choose(
+        candidates,
+        graph,
+        amount=None if wish else amount,
+        of=of,
+        limits=replace(limits, max_drop=None),
+        original=original,
+        now=now,
+    )
+    if not any(choice.values()) and _whole(groups, original):
+        widths = ", ".join(f"{group.name!r} with {len(group)}" for group in groups)
+        share = "" if amount is None else f" with amount={amount:.3g} of={of!r}"
+        raise SettingError(
+            f"No unit can be pruned{share}: min_units={limits.min_units} and round_to={limits.round_to} leave every "
+            f"layer as it is ({widths}). Lower them, or ask for more."
+        )
+
+
+def _whole(groups: Sequence[ChannelGroup], original: Mapping[str, int]) -> bool:
+    """Whether nothing was pruned yet."""
+    return all(len(group) == original.get(f"width/{group.name}", len(group)) for group in groups)
+
+
+def rehearse_removal(
+    forward: Callable[[Any], Any],
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[ChannelGroup],
+    inputs: Any,
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Remove a unit of each layer that may be pruned, see that everything still works, and put them back.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        model: the network; as it was afterwards.
+        graph: the network's channel groups.
+        groups: those that may be pruned.
+        inputs: a batch; two images are enough.
+        optimizers: the optimizers whose memory is to be carried over.
+
+    Raises:
+        SettingError: if the network cannot get smaller, or the memory of an optimizer cannot be sliced; the message
+            names the layers.
+    """
+    names = [group.name for group in groups if len(group) > 1]
+    if not names:
+        return
+    removal = plan_removal(graph, {name: [0] for name in names})
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    check_optimizers(optimizers, by_id, removal)
+    try_optimizers(optimizers, by_id, removal)
+
+    def fault(chosen: Sequence[str]) -> TraceError | None:
+        with torch.inference_mode(False):
+            try:
+                remove_checked(forward, model, plan_removal(graph, {name: [0] for name in chosen}), inputs).undo()
+            except TraceError as error:
+                return error
+        return None
+
+    together = fault(names)
+    if together is None:
+        return
+    alone = {name: found for name in names if (found := fault([name])) is not None}
+    error = next(iter(alone.values()), together)
+    blocking = list(alone) or names
+    listed = ", ".join(map(repr, blocking))
+    raise SettingError(
+        f"Tried out before training: without a unit of {listed} the network does not work any more. Leave "
+        f"{'this layer' if len(blocking) == 1 else 'these layers'} out with skip_layers=[{listed}], use mode='mask', "
+        f"which changes no shape, or let the forward method take sizes from its tensors. {error}"
+    ) from error
