@@ -34,7 +34,7 @@ from torch.utils.data import (
 
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.network.isolation import OwnRandomness, find_generators, preserve_rng, seed_rng, untouched
-from lightning_unitrole.network.snapshot import Snapshot
+from lightning_unitrole.network.snapshot import find_obstacles, find_open_files
 
 DataSource = Dataset[Any] | Iterable[Any]
 
@@ -58,7 +58,7 @@ def as_batches(source: DataSource, *, name: str) -> Iterable[Any]:
 
 
 def reading(source: Any) -> AbstractContextManager[None]:
-    """Read from a source inside this context, and find it as before after it; see :class:`Snapshot` for the limits."""
+    """Read from a source inside this context, and find it as before after it."""
     return untouched(source, without=_read_elsewhere(source))
 
 
@@ -73,13 +73,13 @@ def check_readable(source: Any, *, name: str) -> None:
         SettingError: if it holds an iterator that cannot be rewound, or an open file that its workers share.
     """
     advice = "" if name == "validation" else ", or pass train_data=, other data for the analysis"
-    if obstacles := Snapshot(source, without=_read_elsewhere(source)).obstacles:
+    if obstacles := find_obstacles(source, without=_read_elsewhere(source)):
         raise SettingError(
             f"The {name} data hold {obstacles[0]}, which cannot be rewound: reading it for the analysis would take its "
             f"items away from training. Make it anew in __iter__{advice}."
         )
     forks = isinstance(source, DataLoader) and source.num_workers and _start_method(source) == "fork"
-    if files := Snapshot(source.dataset, source.collate_fn).files if forks else []:
+    if files := find_open_files(source.dataset, source.collate_fn) if forks else []:
         raise SettingError(
             f"The {name} data hold the open file {files[0]!r}, whose position all workers share: reading it beside "
             f"them would give wrong images. Open it at the first read, in each worker{advice}."

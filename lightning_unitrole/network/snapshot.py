@@ -108,14 +108,12 @@ class Snapshot:
     Attributes:
         generators: random number generators that were found.
         obstacles: for each iterator that cannot be rewound, what it is.
-        files: open files that were found, by name.
     """
 
     def __init__(self, *roots: Any, without: Iterable[Any] = ()) -> None:
         objects = list(reachable(*roots, without=without))
         self.generators: list[Generator] = [value for value in objects if is_generator(value)]
-        self.obstacles: list[str] = []
-        self.files: list[str] = []
+        self.obstacles = [what for what in map(_obstacle, objects) if what is not None]
         self._states = generator_states(self.generators)
         self._undo: list[Callable[[], None]] = []
         self._copied = 0
@@ -152,8 +150,6 @@ class Snapshot:
             self._note_module(value)
         elif isinstance(value, io.IOBase):
             self._note_file(value)
-        elif isinstance(value, (zipfile.ZipFile, tarfile.TarFile)):
-            self._note_archive(value)
         elif isinstance(value, type):
             if is_users(value):
                 self._undo.append(_ClassAttributes(value))
@@ -163,9 +159,6 @@ class Snapshot:
         elif isinstance(value, _COLLECTIONS):
             self._undo.append(_Entries(value))
             self._note_attributes(value)
-        elif isinstance(value, Iterator) and not _users_classes(value):
-            if type(value) not in _REWINDABLE:
-                self.obstacles.append(f"a {type(value).__name__}")
         elif not _is_left_alone(type(value)):
             self._note_attributes(value)
 
@@ -202,22 +195,8 @@ class Snapshot:
             self._undo.append(_ArrayValue(array))
 
     def _note_file(self, file: Any) -> None:
-        try:
-            if file.closed or not file.readable():
-                return
-            self.files.append(str(getattr(file, "name", type(file).__name__)))
-            position = file.tell()
-        except (OSError, ValueError, io.UnsupportedOperation):
-            self.obstacles.append(
-                f"the file {self.files[-1] if self.files else file!r}, which is being read line by line"
-            )
-            return
-        self._undo.append(functools.partial(_rewind, file, position))
-
-    def _note_archive(self, archive: Any) -> None:
-        file = archive.fp if isinstance(archive, zipfile.ZipFile) else archive.fileobj
-        if file is not None and not file.closed:
-            self.files.append(str(getattr(file, "name", type(archive).__name__)))
+        if _is_being_read(file) and _obstacle(file) is None:
+            self._undo.append(functools.partial(_rewind, file, file.tell()))
 
     def _note_function(self, function: FunctionType) -> None:
         self._undo.append(_Attributes(vars(function)))
@@ -390,6 +369,40 @@ def _rewind(file: Any, position: int) -> None:
         file.seek(position)
 
 
+def find_obstacles(*roots: Any, without: Iterable[Any] = ()) -> list[str]:
+    """Iterators that can be reached from some objects and cannot be rewound, in words; nothing is changed."""
+    return [what for what in map(_obstacle, reachable(*roots, without=without)) if what is not None]
+
+
+def find_open_files(*roots: Any, without: Iterable[Any] = ()) -> list[str]:
+    """Names of files that can be reached from some objects and are open for reading, archives among them."""
+    found = []
+    for value in reachable(*roots, without=without):
+        file = value
+        if isinstance(value, (zipfile.ZipFile, tarfile.TarFile)):
+            file = value.fp if isinstance(value, zipfile.ZipFile) else value.fileobj
+        if isinstance(file, io.IOBase) and not isinstance(file, io.BytesIO | io.StringIO) and _is_being_read(file):
+            found.append(str(getattr(file, "name", type(file).__name__)))
+    return found
+
+
+def _obstacle(value: Any) -> str | None:
+    if isinstance(value, io.IOBase):
+        try:
+            if _is_being_read(value):
+                value.tell()
+        except (OSError, ValueError):
+            return f"the file {getattr(value, 'name', value)!r}, which is being read line by line"
+        return None
+    if isinstance(value, Iterator) and not _users_classes(value) and type(value) not in _REWINDABLE:
+        return f"a {type(value).__name__}"
+    return None
+
+
+def _is_being_read(file: io.IOBase) -> bool:
+    return not file.closed and file.readable()
+
+
 def reachable(*roots: Any, without: Iterable[Any] = ()) -> Iterator[Any]:
     """Every object that can be reached from some, each once, near ones first; see :class:`Snapshot` for the limits."""
     seen = {id(value) for value in without}
@@ -427,7 +440,8 @@ def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, MethodType):
         return (value.__self__, value.__func__)
     if isinstance(value, FunctionType):
-        return _parts_of_function(value)
+        # A hook of this package gathers what it came for.
+        return () if _package(value) in _LEFT_ALONE else _parts_of_function(value)
     if isinstance(value, (staticmethod, classmethod)):
         return (value.__func__,)
     if isinstance(value, property):
