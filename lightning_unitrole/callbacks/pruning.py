@@ -373,8 +373,10 @@ class UnitPruning(pl.Callback):
             return False
         # Every process measures the same; this makes sure that all prune the same.
         choice: dict[str, list[int]] = trainer.strategy.broadcast(plan.choice)
-        before, now, done = units_left(pl_module, self._masked), None, False
+        before: dict[str, torch.Tensor] = {}
+        now, done = None, False
         with self._going_on(trainer, "No unit was pruned"):
+            before = units_left(pl_module, self._masked)
             network = self._network(trainer, pl_module)
             removal = plan_removal(network.graph, choice)
             now = network.counts(removal)
@@ -385,7 +387,9 @@ class UnitPruning(pl.Callback):
             done = True
         if not done or now is None:
             return False
-        self._note_step(trainer, pl_module, before, plan.accuracy, self._size(trainer, pl_module, now))
+        size = self._size(trainer, pl_module, now)
+        with self._going_on(trainer, "What was pruned could not be noted"):
+            self._note_step(trainer, pl_module, before, plan.accuracy, size)
         self._log(trainer)
         return True
 
