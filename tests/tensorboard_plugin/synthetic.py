@@ -62,7 +62,7 @@ LAYERS = (
 
 CONTRIBUTING = (
     Spec("features.0", 16, (28, 28)),
-    Spec("features.3", 24, noise=40.0),
+    Spec("features.3", 24, noise=9.0),
     Spec("features.6", 32, (7, 7), lean=1.2, redundant=False),
     Spec("features.8", 12, (2, 2), tied=True),
 )
