@@ -20,7 +20,8 @@ export const unit = {
       explain(
         'One unit from the first analysis to the last',
         'Its role for every class over time, what it contributes to the answers, how regular its responses are, ' +
-          'and where it stands in the ranking of its layer. A unit that is useful for a few classes only is a specialist; one whose stripes flicker ' +
+          'and where it stands in the ranking of its layer. A ' +
+          'unit that is useful for a few classes only is a specialist; one whose stripes flicker ' +
           'has not found its place.',
       ),
       body,
