@@ -30,7 +30,7 @@ QUIETLY = [
     pytest.mark.filterwarnings("ignore:.*images? of"),
     pytest.mark.filterwarnings("ignore:.*iterable"),
     # A forward pass with a state gives other outputs each time.
-    pytest.mark.filterwarnings("ignore:Layer '.*': what lies behind it cannot be replayed"),
+    pytest.mark.filterwarnings("ignore:Layer '.*'. what lies behind it cannot be replayed"),
     pytest.mark.filterwarnings("ignore:Lazy modules are a new feature"),
 ]
 

@@ -490,9 +490,10 @@ class UnitPruning(pl.Callback):
 
     def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
         mask, old = UnitMask(pl_module, removal), self._mask
-        if old is not None:
+        if old is not None:  # the new mask is to bring back what the old one took
+            mask.put_back()
             old.restore()
-            mask.take()  # so that it can bring back what the old one took
+            mask.take()
         self._mask, self._masked = mask, removal
         if mask.hooks:
             _recompile()

@@ -82,10 +82,14 @@ class UnitMask:
             hook.remove()
         self._hooks = []
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Let go of the network, with every entry as it was when the mask was put on."""
         self.drop()
+        self.put_back()
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Set every entry to what it was when it was taken."""
         # Where two dimensions of a tensor are masked their copies overlap, and agree: both were taken from the whole.
         for (parameter, dim, indices), taken in zip(self._holes, self._taken, strict=True):
             parameter.index_copy_(dim, indices.to(parameter.device), taken.to(parameter.device))
