@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_unitrole.reports.effects import HELPS, HURTS, NO_EFFECT, UNTESTED
+from lightning_unitrole.reports.effects import HELPS, HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, ROLES
 from lightning_unitrole.tensorboard_plugin.packing import Array
@@ -82,8 +82,9 @@ def _effect_columns(layer: LayerReport) -> dict[str, float]:
         values["ordered_classes"] = float(np.mean([len(np.unique(row[np.isfinite(row)])) > 1 for row in scores]))
     if layer.summary_effects is not None:
         over_all = layer.summary_effects.val.numpy()
-        for name, effect in (("help", HELPS), ("no_effect", NO_EFFECT), ("hurt", HURTS)):
+        for name, effect in (("help", HELPS), ("hurt", HURTS)):
             values[f"units_{name}"] = int((over_all == effect).sum())
+        values["units_no_effect"] = int(layer.without_effect.sum())
     if layer.effects is not None:
         by_class = layer.effects.val.numpy()
         tested = (by_class != UNTESTED).any(0)

@@ -11,7 +11,7 @@ const HEIGHT = 30;
 // name, heading, what it says, how to read it from a table; a column that is known of no layer is left out
 const MEASURED = [
   ['units_help', 'help', 'Units that help over all classes, by a test of their contributions on validation images'],
-  ['units_no_effect', 'no effect', 'Units without a measurable effect over all classes'],
+  ['units_no_effect', 'no effect', 'Units without a measurable effect on any class'],
   ['units_hurt', 'hurt', 'Units that hurt over all classes'],
   [
     'differing_share',
