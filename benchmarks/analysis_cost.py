@@ -25,11 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_unitrole.ablation.attribution import Attribution
-from lightning_unitrole.ablation.recorder import record
-from lightning_unitrole.analysis.options import AnalysisOptions
-from lightning_unitrole.analysis.session import AnalysisSession
-from lightning_unitrole.network.runner import Runner
+from lightning_unitrole import analyze
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,10 @@ def training_seconds(net: nn.Module, batch: tuple[Tensor, Tensor], processor: bo
 
 def measure(name: str, scale: float, processor: bool) -> tuple[float, float, float, int]:
     """Seconds of a training epoch, of the two passes and of the rest of an analysis at the defaults, and layers."""
+    from lightning_unitrole.analysis.options import AnalysisOptions
+    from lightning_unitrole.analysis.session import AnalysisSession
+    from lightning_unitrole.network.runner import Runner
+
     setting = SETTINGS[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -124,8 +124,32 @@ def measure(name: str, scale: float, processor: bool) -> tuple[float, float, flo
     return (before + after) / 2 * setting.epoch, passes, rest, len(session.layers)
 
 
+def through_analyze(name: str, scale: float, processor: bool) -> tuple[float, float]:
+    """Seconds of a training epoch, and of ``analyze`` with 100 images a class, of which a share is run.
+
+    Reads public names alone, so that it runs on earlier versions of the package as well.
+    """
+    setting = SETTINGS[name]
+    torch.manual_seed(0)
+    net, few = setting.make(), max(1, round(100 * scale))
+    data, batch = images(setting, min(setting.classes, 10), few), images(setting, 10, 7).tensors
+    steps = batch[0][: setting.batch], batch[1][: setting.batch]
+    before = training_seconds(net, steps, processor)
+    begun = clock(processor)
+    analyze(net, DataLoader(data, setting.batch), DataLoader(data, setting.batch), images_per_class=few)
+    taken = clock(processor) - begun
+    after = training_seconds(net, steps, processor)
+    return (before + after) / 2 * setting.epoch, taken * 100 / few
+
+
 def passes_ratio(name: str, processor: bool) -> float:
     """Seconds of the contributions of the first layer, over 1 + 3 K passes through what lies behind it."""
+    from lightning_unitrole.ablation.attribution import Attribution
+    from lightning_unitrole.ablation.recorder import record
+    from lightning_unitrole.analysis.options import AnalysisOptions
+    from lightning_unitrole.analysis.session import AnalysisSession
+    from lightning_unitrole.network.runner import Runner
+
     setting = SETTINGS[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -164,6 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
     parser.add_argument("--passes", action="store_true", help="contributions over passes instead")
+    parser.add_argument("--through-analyze", action="store_true", help="whole calls of analyze, for older versions")
     arguments = parser.parse_args()
     if not 0 < arguments.scale <= 1:
         sys.exit(f"--scale {arguments.scale}; expected a number above 0 and at most 1.")
@@ -172,6 +197,11 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, Python {platform.python_version()}, torch {torch.__version__}, scale {arguments.scale:g}")
+    if arguments.through_analyze:
+        for name in arguments.networks:
+            epoch, taken = through_analyze(name, arguments.scale, arguments.processor_time)
+            print(f"{name:<10} epoch {epoch:.0f} s, analysis {taken:.0f} s, analysis / epoch {taken / epoch:.2f}")
+        return
     if arguments.passes:
         for name in arguments.networks:
             print(f"{name:<10} contributions / (1 + 3 K passes) {passes_ratio(name, arguments.processor_time):.2f}")

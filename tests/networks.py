@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def mostly_slow(names: Iterable[str], *, quick: Iterable[str]) -> list[Any]:
+    """Parameters of a test, all of them slow but some."""
+    quick = [*quick]
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def torchvision_net(name: str, *, num_classes: int = 10) -> nn.Module:

@@ -72,7 +72,10 @@ def test_one_line_in_the_trainer_gives_a_report() -> None:
     assert sum(layer.role_shares.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("interval", [1.0, 0.5], ids=["once_an_epoch", "in_mid_epoch"])
+@pytest.mark.parametrize(
+    "interval",
+    [pytest.param(1.0, id="once_an_epoch"), pytest.param(0.5, id="in_mid_epoch", marks=pytest.mark.slow)],
+)
 def test_weights_are_bit_identical_with_and_without_the_monitor(interval: float) -> None:
     def train(*callbacks: Any) -> dict[str, Tensor]:
         return fit(*callbacks, val_check_interval=interval).state_dict()
@@ -82,6 +85,7 @@ def test_weights_are_bit_identical_with_and_without_the_monitor(interval: float)
         assert torch.equal(values, watched[name]), name
 
 
+@pytest.mark.slow
 def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() -> None:
     class Jittered(TensorDataset):
         def __getitem__(self, index: int) -> Any:
@@ -103,6 +107,7 @@ def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() ->
     assert all(torch.equal(values, watched[name]) for name, values in plain.items())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
     def train(watched: UnitRoleMonitor, epochs: int, *callbacks: Any, **settings: Any) -> dict[str, Tensor]:
@@ -209,12 +214,12 @@ def test_no_hook_stays_whatever_ends_the_run(error: type[BaseException]) -> None
 def test_a_ranking_hardly_better_than_chance_is_said_once_with_a_better_criterion() -> None:
     watched = monitor(criterion=lambda statistics: statistics.activation * 0, compare_criteria="suspect")
     with pytest.warns(UserWarning, match=r"Ranking by <lambda> is hardly better than a random order") as caught:
-        fit(watched, max_epochs=4)
+        fit(watched)
     [said] = [str(warning.message) for warning in caught if "Ranking by" in str(warning.message)]
     assert "pass criterion=" in said or "No other criterion does better" in said
 
 
-@pytest.mark.parametrize("when", ["end", "every"])
+@pytest.mark.parametrize("when", ["end", pytest.param("every", marks=pytest.mark.slow)])
 def test_criteria_are_compared_in_tensorboard(tmp_path: Path, when: str) -> None:
     watched = monitor(compare_criteria=when, layers="net.7")
     fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
@@ -239,7 +244,9 @@ def test_no_hook_stays_after_a_good_run() -> None:
     "collate",
     [
         lambda rows: {"image": torch.stack([r[0] for r in rows]), "label": torch.stack([r[1] for r in rows])},
-        lambda rows: [torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])],
+        pytest.param(
+            lambda rows: [torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])], marks=pytest.mark.slow
+        ),
     ],
     ids=["dict", "list"],
 )
@@ -376,6 +383,7 @@ def test_long_work_shows_a_bar_in_the_trainers_style(
     assert "Unit roles: ablation" in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_iterable_data_are_read_as_a_stream() -> None:
     class Stream(IterableDataset[Any]):
         def __init__(self, source: TensorDataset) -> None:

@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roles", ["turning_point", "contribution"])
 def test_two_processes_report_what_one_reports_to_the_last_count(folder: Path, roles: str) -> None:
     one, two = (UnitReport.load(folder / f"{processes}_{roles}.npz").state_dict() for processes in (1, 2))

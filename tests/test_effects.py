@@ -25,6 +25,7 @@ from lightning_unitrole.reports.effects import (
     measure_effects,
     overall_effects,
     roles_from_effects,
+    without_effect,
 )
 from lightning_unitrole.reports.layer import LayerReport
 from lightning_unitrole.reports.roles import UnitRole
@@ -291,3 +292,16 @@ def test_overall_effects_use_every_class() -> None:
     found = overall_effects(*sides)
     assert found.train.tolist() == found.val.tolist() == [HELPS, NO_EFFECT, HURTS]
     assert float((class_effects(*sides).val == NO_EFFECT).double().mean()) > 0.5
+
+
+def test_a_unit_is_without_effect_only_where_no_class_feels_it() -> None:
+    def effects(rows: list[list[int]]) -> Effects:
+        signs = torch.tensor(rows, dtype=torch.int8).squeeze(0)
+        return Effects(signs, signs.clone(), torch.zeros_like(signs, dtype=torch.bool))
+
+    # Nothing anywhere; helps one class and hurts another; helps one class; nothing where it was tested.
+    by_class = effects([[NO_EFFECT, HELPS, HELPS, UNTESTED], [NO_EFFECT, HURTS, NO_EFFECT, NO_EFFECT]])
+    overall = effects([[NO_EFFECT, NO_EFFECT, HELPS, NO_EFFECT]])
+    assert without_effect(by_class, overall).tolist() == [True, False, False, True]
+    one_sided = Effects(by_class.train, torch.zeros_like(by_class.val), by_class.differs)
+    assert without_effect(one_sided, overall).tolist() == [True, False, False, True]

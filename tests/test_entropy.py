@@ -182,6 +182,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_together_report_what_one_does(tmp_path: Path) -> None:
     running = [
         subprocess.Popen(

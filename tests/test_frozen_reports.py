@@ -16,7 +16,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg": exact_vgg, "resnet": exac
 
 
 @pytest.mark.parametrize("criterion", ["feature_entropy", "taylor"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["vgg", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_report_is_that_of_before(network: str, criterion: str) -> None:
     path = REPORTS / f"{network}_{criterion}.npz"
     with np.load(path) as stored:

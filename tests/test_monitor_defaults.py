@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unitrole.ablation import cumulative_ablation
 from lightning_unitrole.callbacks import UnitRoleMonitor
-from lightning_unitrole.reports.effects import HELPS, HURTS, NO_EFFECT
+from lightning_unitrole.reports.effects import HELPS, HURTS
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.vocabulary import UNDECIDED
 
@@ -111,7 +111,7 @@ def test_curves_are_over_all_classes_on_images_that_the_roles_have_not_seen(repo
 def test_the_contribution_curve_switches_off_first_what_contributes_least(report: UnitReport) -> None:
     layer = report.layers["net.7"]
     assert layer.val.contributions is not None
-    order = layer.val.contributions.overall().mean.argsort(stable=True)
+    order = layer.val.contributions.by_class().mean.abs().mean(0).argsort(stable=True)
     found = layer.val.curves["contribution"]
     expected = cumulative_ablation(trained_net().eval(), "7", order, [held_out()])
     assert len(found.ablated) > 4
@@ -125,11 +125,11 @@ def test_removing_units_is_checked(report: UnitReport) -> None:
         assert check is not None
         assert summary is not None
         assert check.images == 40
-        assert check.removed == int((summary.val == NO_EFFECT).sum())
+        assert check.removed == int(layer.without_effect.sum())
         assert check.helpers == int((summary.val == HELPS).sum())
         assert check.accuracy == float(layer.val.curves["random"].accuracy[0])
         assert check.random_accuracy.shape == check.random_loss.shape == (5,)
-        assert set(layer.removable.tolist()) <= set((summary.val == NO_EFFECT).nonzero().flatten().tolist())
+        assert set(layer.removable.tolist()) <= set(layer.without_effect.nonzero().flatten().tolist())
 
 
 def test_the_check_equals_switching_the_units_off_by_hand(report: UnitReport) -> None:
@@ -139,7 +139,7 @@ def test_the_check_equals_switching_the_units_off_by_hand(report: UnitReport) ->
     assert layer.summary_effects is not None
     assert layer.check is not None
     for keep, accuracy, loss in (
-        (layer.summary_effects.val != NO_EFFECT, layer.check.removed_accuracy, layer.check.removed_loss),
+        (~layer.without_effect, layer.check.removed_accuracy, layer.check.removed_loss),
         (layer.summary_effects.val == HELPS, layer.check.helpers_accuracy, layer.check.helpers_loss),
         (torch.ones(9, dtype=torch.bool), layer.check.accuracy, layer.check.loss),
     ):

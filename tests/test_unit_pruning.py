@@ -91,8 +91,24 @@ class Crash(pl.Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("mode", ["remove", "mask"])
-@pytest.mark.parametrize("choose_by", ["evidence", "roles", "feature_entropy", "filter_norm"])
+@pytest.mark.parametrize(
+    ("choose_by", "mode"),
+    [
+        ("evidence", "remove"),
+        ("roles", "mask"),
+        *(
+            pytest.param(choose_by, mode, marks=pytest.mark.slow)
+            for choose_by, mode in (
+                ("evidence", "mask"),
+                ("roles", "remove"),
+                ("feature_entropy", "remove"),
+                ("feature_entropy", "mask"),
+                ("filter_norm", "remove"),
+                ("filter_norm", "mask"),
+            )
+        ),
+    ],
+)
 def test_the_amount_is_reached(mode: str, choose_by: str) -> None:
     model, callback = trained(), pruning(mode=mode, choose_by=choose_by, monitor=monitor(images_per_class=13))
     fit(model, callback, max_epochs=2)
@@ -203,8 +219,13 @@ def test_restoring_brings_the_weights_back(masked: dict[str, Any]) -> None:
         callback.restore_masked()
 
 
-@pytest.mark.parametrize("mode", ["remove", "mask"])
-@pytest.mark.parametrize("crash_in", [2, 4])
+@pytest.mark.parametrize(
+    ("crash_in", "mode"),
+    [
+        (2, "remove"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((2, "mask"), (4, "remove"), (4, "mask"))),
+    ],
+)
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(mode: str, crash_in: int, tmp_path: Path) -> None:
     train, val = DataLoader(digits(300), batch_size=32), DataLoader(digits(150, start=300), batch_size=32)
 
@@ -259,6 +280,7 @@ def test_weights_alone_carry_the_removals_too(tmp_path: Path) -> None:
     assert num_parameters(loaded) == num_parameters(model) < num_parameters(Digits())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remove", "mask"])
 def test_two_processes_end_with_the_same_network(mode: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PL_TORCH_DISTRIBUTED_BACKEND": "gloo", "MASTER_ADDR": "127.0.0.1"}
@@ -279,8 +301,8 @@ def test_two_processes_end_with_the_same_network(mode: str, tmp_path: Path) -> N
     [
         pytest.param({"precision": "bf16-mixed"}, id="mixed precision"),
         pytest.param({"accumulate_grad_batches": 2}, id="accumulation"),
-        pytest.param({"gradient_clip_val": 0.5}, id="clipping"),
-        pytest.param({"inference_mode": False}, id="no inference mode"),
+        pytest.param({"gradient_clip_val": 0.5}, id="clipping", marks=pytest.mark.slow),
+        pytest.param({"inference_mode": False}, id="no inference mode", marks=pytest.mark.slow),
     ],
 )
 def test_training_goes_on(settings: dict[str, Any]) -> None:
@@ -293,7 +315,7 @@ def test_training_goes_on(settings: dict[str, Any]) -> None:
     assert held == {id(parameter) for parameter in model.parameters()}
 
 
-@pytest.mark.parametrize("mode", ["remove", "mask"])
+@pytest.mark.parametrize("mode", ["mask", pytest.param("remove", marks=pytest.mark.slow)])
 def test_a_compiled_module_is_pruned(mode: str) -> None:
     model, callback = seeded(), pruning(mode=mode)
     trainer = make_trainer(callback, max_epochs=3)

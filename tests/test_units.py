@@ -15,6 +15,7 @@ from networks import (
     SqueezeNet,
     Swish,
     TwoOutputs,
+    mostly_slow,
     randomised,
     torchvision_net,
 )
@@ -120,7 +121,7 @@ ZOO = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", mostly_slow(ZOO, quick={*ZOO} - {"vgg11", "vgg11_bn", "densenet121"}))
 def test_torchvision_networks(name: str) -> None:
     net = torchvision_net(name)
     count, expected = ZOO[name]

@@ -87,7 +87,10 @@ class LayerCurves:
         """
         if not bool(sample.images.any()):
             return {}, None
-        most = contributions.overall().mean.nan_to_num(nan=0.0).argsort(descending=True, stable=True)
+        # By size: a unit that helps some classes and hurts others contributes little on average, and matters all the
+        # same.
+        size = contributions.by_class().mean.abs().nan_to_num(nan=0.0).mean(0)
+        most = size.argsort(descending=True, stable=True)
         requests = {
             **both_ways(ranking.overall),
             "contribution": AblationRequest(most.flip(0)),

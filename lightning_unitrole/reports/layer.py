@@ -45,8 +45,8 @@ class SplitReport:
         overall_order: ``[U]`` int64, the same for all classes together (mean rank over the classes).
         curves: ablation over the images of all classes, units in ``overall_order``: ``"least_first"``,
             ``"most_first"``, and random orders, ``"random"``, ``"random_1"`` and so on; ``"contribution"``: units that
-            contribute least first. With ``off="mean"`` also ``"least_first_zero"`` and ``"most_first_zero"``. Empty
-            when no ablation was run.
+            contribute least first, by the mean absolute contribution to a class. With ``off="mean"`` also
+            ``"least_first_zero"`` and ``"most_first_zero"``. Empty when no ablation was run.
         class_curves: one least-first curve a class, on the images of that class, units in that class's ``order``.
         contributions: what each unit adds to the margin of each image; None if it was not measured.
         removal: what the margin loses when a single unit is switched off, in the same form, NaN for units that were not

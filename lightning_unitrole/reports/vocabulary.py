@@ -7,7 +7,7 @@ library, so that each of them can have it for free.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ NO_ROLE = 255
 
 RANKING_MARGIN = 0.05
 """By how much a ranking gap must exceed that of a random order to say something: random orders differ by this much."""
+NOTABLE_SHARE = 0.1
+"""Share of the (class, unit) pairs that differ between the sides from which on a layer is said to memorise."""
 RELIABLE_AGREEMENT = 0.6
 """Smallest agreement (Cohen's kappa) between the roles from two halves of the images that can be relied on."""
 
@@ -147,7 +149,157 @@ def vocabulary() -> dict[str, Any]:
         >>> vocabulary()["roles"][0]["label"]
         'Both'
     """
-    return {"roles": [asdict(role) for role in ROLES], "background": dict(BACKGROUND)}
+    return {
+        "roles": [asdict(role) for role in ROLES],
+        "background": dict(BACKGROUND),
+        "glossary": [asdict(term) for term in GLOSSARY],
+    }
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word of the field that readers may not know, and what it means."""
+
+    name: str
+    meaning: str
+
+
+GLOSSARY = (
+    Term("Unit", "One output channel of a convolution, after its normalisation and its activation."),
+    Term(
+        "Contribution",
+        "What a unit adds to the margin of an image, in nats: the label's logit minus the log-sum-exp of the others. "
+        "Those of all units add up to what the whole layer does.",
+    ),
+    Term(
+        "Effect",
+        "Whether the mean contribution of a unit is above zero (helps), below zero (hurts), or neither by a test: no "
+        "effect measurable.",
+    ),
+    Term(
+        "Differing share",
+        "Share of the (class, unit) pairs whose contribution differs between training and validation images. It is "
+        "close to 0 unless the network has memorised, or the two sides are different kinds of images.",
+    ),
+    Term(
+        "Agreement",
+        f"Cohen's kappa of “helps” between two halves of the images: 1 at best, 0 by chance. Below "
+        f"{RELIABLE_AGREEMENT:g} the roles would hardly be the same on other images.",
+    ),
+    Term(
+        "Removable units",
+        "Units without a measurable effect, where the network was as good without all of them on images that the roles "
+        "had not seen.",
+    ),
+    Term(
+        "Birth point",
+        "When the first cycle appears as the strongest entries of a unit's map are joined one after another.",
+    ),
+    Term(
+        "Feature entropy",
+        "How scattered the birth points of a unit are over the images of a class, in nats. Low means that the unit "
+        "responds alike to alike images. It falls with the size of the maps, so compare layers of one map size.",
+    ),
+    Term(
+        "Ablation curve",
+        "Accuracy while more and more units of a layer are switched off, from all on to all off.",
+    ),
+    Term(
+        "Ranking gap",
+        "Area between the ablation curves that switch off the least and the most effective units first. A ranking is "
+        f"better than a random order if its gap exceeds that of random orders by more than {RANKING_MARGIN:g}.",
+    ),
+    Term(
+        "Turning point",
+        "The largest number of units that can be off with the loss of a class at its lowest. The published roles "
+        "follow from it: units that are still on there are effective.",
+    ),
+)
+"""What the tab explains behind its question mark."""
+
+NO_ORDER = "The order of these units is without information: their scores are undefined or tied."
+
+
+def order_is_informative(ordered_classes: float, entropy: float) -> bool:
+    """Whether the scores of a criterion tell any units of a layer apart.
+
+    Args:
+        ordered_classes: share of the classes in which they do; NaN in logs of earlier versions.
+        entropy: median feature entropy of the layer; asked where the first is not known.
+
+    Example:
+        >>> order_is_informative(0.0, 1.2), order_is_informative(math.nan, 1.2)
+        (False, True)
+    """
+    return not math.isnan(entropy) if math.isnan(ordered_classes) else ordered_classes > 0
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What the findings of a run are made of, for one layer; NaN where not measured.
+
+    Attributes:
+        name: name of the layer.
+        units: number of its units.
+        help_no_class: how many of them help no class measurably.
+        removable: how many could be removed without a loss of accuracy on other images.
+        differing_share: share of the (class, unit) pairs that contribute differently on the two sides.
+        agreement: agreement of the roles from two halves of the images.
+    """
+
+    name: str
+    units: int
+    help_no_class: float
+    removable: float
+    differing_share: float
+    agreement: float
+
+
+def findings(layers: Sequence[LayerFacts]) -> list[str]:
+    """What stands out in a run, in at most four sentences; none where roles are not by contribution.
+
+    Example:
+        >>> findings([LayerFacts("conv2", 512, 210, 0, 0.34, 0.9)])[0]
+        'In conv2, 210 of 512 units help no class measurably.'
+    """
+    said = []
+    unreliable = [layer for layer in layers if layer.agreement < RELIABLE_AGREEMENT]
+    wide = [layer for layer in layers if layer.help_no_class > 0 and layer not in unreliable]
+    if wide:
+        widest = max(wide, key=lambda layer: layer.help_no_class / layer.units)
+        said.append(
+            f"In {_named(widest)}, {widest.help_no_class:.0f} of {_counted(widest.units)} help no class measurably."
+        )
+    spare = [layer for layer in layers if layer.removable > 0]
+    if spare:
+        most = max(spare, key=lambda layer: layer.removable)
+        said.append(
+            f"Without {most.removable:.0f} of the {_counted(most.units)} of {_named(most)} the network was as good on "
+            "other images."
+        )
+    tested = [layer for layer in layers if not math.isnan(layer.differing_share)]
+    if tested:
+        apart = max(tested, key=lambda layer: layer.differing_share)
+        if apart.differing_share >= NOTABLE_SHARE:
+            said.append(
+                f"In {_named(apart)}, {100 * apart.differing_share:.0f} % of the (class, unit) pairs contribute "
+                "differently on training and validation images."
+            )
+        else:
+            said.append("In no layer is there a sign that the network has memorised its training images.")
+    if unreliable:
+        names = ", ".join(_named(layer) for layer in unreliable[:3])
+        more = f" and {len(unreliable) - 3} more" if len(unreliable) > 3 else ""
+        said.append(f"There are not enough images to tell the roles of {names}{more}.")
+    return said
+
+
+def _named(layer: LayerFacts) -> str:
+    return layer.name or "the model itself"
+
+
+def _counted(units: int) -> str:
+    return f"{units} unit{'' if units == 1 else 's'}"
 
 
 def ranking_is_informative(ranking_gap: float, random_gap: float) -> bool | None:

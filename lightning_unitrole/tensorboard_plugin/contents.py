@@ -11,13 +11,26 @@ import numpy as np
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES
 from lightning_unitrole.tensorboard_plugin.index import LayerIndex, RunIndex, is_whole
 from lightning_unitrole.tensorboard_plugin.packing import MAX_BYTES, MAX_HEADER_BYTES, Array
-from lightning_unitrole.tensorboard_plugin.schema import MEASURES, OVERVIEW_COLUMNS
+from lightning_unitrole.tensorboard_plugin.schema import (
+    CONTRIBUTIONS,
+    EFFECTS,
+    MEASURES,
+    OVERVIEW_COLUMNS,
+    UNKNOWN_EFFECT,
+)
 
-STATE_FIELDS = {"roles": "u1", "rank": "u2", **dict.fromkeys(MEASURES, "f2")}
+STATE_FIELDS = {
+    "roles": "u1",
+    "rank": "u2",
+    **dict.fromkeys((*MEASURES, *CONTRIBUTIONS), "f2"),
+    **dict.fromkeys(EFFECTS, "u1"),
+}
 """What the state of a layer holds of each unit, and in which type."""
+OPTIONAL = {**dict.fromkeys(CONTRIBUTIONS, np.nan), **dict.fromkeys(EFFECTS, UNKNOWN_EFFECT)}
+"""What stands in the place of a field that was not measured, or that earlier versions did not log."""
 CURVE_FIELDS = {"ablated": "u4", "loss": "f4", "accuracy": "f2", "top5": "f2"}
 SPLITS = ("train", "val")
-ORDERS = ("least_first", "most_first", "random")
+ORDERS = ("least_first", "most_first", "contribution", "random", *(f"random_{draw}" for draw in range(1, 16)))
 
 _HEADER = 1 << 16
 _ROOM = 4
@@ -86,7 +99,7 @@ def state_part(layer: LayerIndex, fields: Sequence[str]) -> Part:
 
     def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
         _check_units(info, layer)
-        found = {name: _array(arrays, name, STATE_FIELDS[name], (layer.units,)).copy() for name in fields}
+        found = {name: _field(arrays, name, (layer.units,), (layer.units,)).copy() for name in fields}
         return _with_known_roles(found)
 
     return _part(layer.units * sum(int(kind[1]) for kind in STATE_FIELDS.values()), 0, read)
@@ -106,6 +119,22 @@ def classes_part(index: RunIndex, layer: LayerIndex, *, klass: int | None = None
         return _with_known_roles({"roles": (roles[klass] if unit is None else roles[:, unit]).copy()})
 
     return _part(classes * layer.units, 0, read)
+
+
+def contributions_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
+    """Contribution and standard error of one unit for each class, ``[classes]``; NaN where not known."""
+    classes = len(index.classes)
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        _check_units(info, layer)
+        found = {}
+        for name in CONTRIBUTIONS:
+            logged = _field(arrays, name, (None, layer.units), (classes, layer.units))[:classes]
+            found[name] = np.full(classes, np.nan, np.float16)
+            found[name][: len(logged)] = logged[:, unit]
+        return Content({}, found)
+
+    return _part(2 * len(CONTRIBUTIONS) * classes * layer.units, 0, read)
 
 
 def curves_part(index: RunIndex, layer: LayerIndex, klass: int | None) -> Part:
@@ -136,7 +165,10 @@ def curves_part(index: RunIndex, layer: LayerIndex, klass: int | None) -> Part:
             chosen.append(curve)
             parts.append(part)
         pieces = {name: [values[part] for part in parts] or [values[:0]] for name, values in points.items()}
-        return Content({"curves": chosen}, {name: np.concatenate(each) for name, each in pieces.items()})
+        by_class = any(curve["class"] is not None for curve in known)
+        return Content(
+            {"curves": chosen, "by_class": by_class}, {name: np.concatenate(each) for name, each in pieces.items()}
+        )
 
     curves = len(SPLITS) * (len(ORDERS) + len(index.classes))
     return _part(curves * (layer.units + 1) * 12, curves * _CURVE_HEADER, read)
@@ -188,6 +220,13 @@ def _array(arrays: Mapping[str, Array], name: str, kind: str, shape: tuple[int |
     return array
 
 
+def _field(arrays: Mapping[str, Array], name: str, shape: tuple[int | None, ...], whole: tuple[int, ...] = ()) -> Array:
+    """A field of the units; where it may be missing and is, what stands in its place."""
+    if name in OPTIONAL and name not in arrays:
+        return np.full(whole, OPTIONAL[name], STATE_FIELDS[name])
+    return _array(arrays, name, STATE_FIELDS[name], shape)
+
+
 def _names(value: Any) -> list[str]:
     if not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         raise ValueError("the layers and columns are not named")
@@ -200,7 +239,11 @@ def _bounds(column: str, units: Array) -> tuple[Array, Array]:
         return np.zeros(len(units)), units.astype(np.float64)
     if column.startswith("entropy"):
         return np.zeros(len(units)), np.full(len(units), 1e3)
-    if column.endswith("gap"):  # a score of the user's own may go beyond 1
+    if column == "images" or column == "check_images":
+        return np.zeros(len(units)), np.full(len(units), 1e9)
+    if column.endswith("agreement"):
+        return np.full(len(units), -1 - 1e-4), np.full(len(units), 1 + 1e-4)
+    if column.endswith("gap") or column.startswith(("margin", "check")):  # a score of the user's own may go beyond 1
         return np.full(len(units), -1e6), np.full(len(units), 1e6)
     return np.zeros(len(units)), np.full(len(units), 1 + 1e-4)
 

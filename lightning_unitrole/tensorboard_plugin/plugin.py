@@ -25,6 +25,7 @@ from lightning_unitrole.tensorboard_plugin.contents import (
     STATE_FIELDS,
     Part,
     classes_part,
+    contributions_part,
     curves_part,
     overview_part,
     state_part,
@@ -40,6 +41,7 @@ from lightning_unitrole.tensorboard_plugin.index import (
 from lightning_unitrole.tensorboard_plugin.packing import Array, pack
 from lightning_unitrole.tensorboard_plugin.reading import Series, answer_time, read_series
 from lightning_unitrole.tensorboard_plugin.schema import (
+    CONTRIBUTIONS,
     FORMAT_VERSION,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
@@ -47,7 +49,12 @@ from lightning_unitrole.tensorboard_plugin.schema import (
     TAB_NAME,
     layer_tag,
 )
-from lightning_unitrole.tensorboard_plugin.verdicts import curve_rankings, overview_verdicts
+from lightning_unitrole.tensorboard_plugin.verdicts import (
+    curve_rankings,
+    overview_doubts,
+    overview_findings,
+    overview_verdicts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +65,11 @@ STATIC_FILES = {
     "charts.js": "text/javascript",
     "derive.js": "text/javascript",
     "dom.js": "text/javascript",
+    "help.js": "text/javascript",
     "frame.js": "text/javascript",
     "host.js": "text/javascript",
     "index.js": "text/javascript",
+    "overview.css": "text/css",
     "palette.js": "text/javascript",
     "raster.js": "text/javascript",
     "state.js": "text/javascript",
@@ -69,12 +78,15 @@ STATIC_FILES = {
     "vocabulary.js": "text/javascript",
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
+    "views/doubts.js": "text/javascript",
+    "views/layers.js": "text/javascript",
     "views/overview.js": "text/javascript",
     "views/parts.js": "text/javascript",
     "views/runs.js": "text/javascript",
     "views/transitions.js": "text/javascript",
     "views/unit.js": "text/javascript",
     "views/units.js": "text/javascript",
+    "views/usefulness.js": "text/javascript",
 }
 """Every file that is served. A request for another one finds nothing, whatever lies in the directory."""
 
@@ -100,7 +112,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
         routes = {f"/{name}": self._static_app(name) for name in STATIC_FILES}
-        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "curves"):
+        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "contributions", "curves"):
             routes[f"/{name}"] = self._data_app(getattr(self, f"_{name}"))
         return routes
 
@@ -137,7 +149,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return serve
 
     def _vocabulary(self, query: Query) -> dict[str, Any]:
-        """Names, meanings and colours of the roles: the tab has none of its own."""
+        """Names, meanings and colours of the roles, and the glossary: the tab has none of its own."""
         return vocabulary()
 
     def _runs(self, query: Query) -> dict[str, Any]:
@@ -165,13 +177,20 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return {"format": FORMAT_VERSION, "runs": runs, "skipped": skipped}
 
     def _overview(self, query: Query) -> bytes:
-        """``table [steps, layers, columns]`` of one run, layers in the frozen order, and a verdict on each ranking."""
+        """``table [steps, layers, columns]`` of one run, layers in the frozen order, and what to say of it."""
         names = [layer.name for layer in query.index.layers]
         series = query.read(OVERVIEW_TAG, overview_part(query.index))
         table = series.stack("table", np.empty((0, len(names), len(OVERVIEW_COLUMNS)), np.float32))
         verdicts, verdict = overview_verdicts(table)
-        info = {"layers": names, "columns": list(OVERVIEW_COLUMNS), "verdicts": verdicts}
-        return _answer(series, info, {"table": table, "verdict": verdict})
+        doubts, roles, order = overview_doubts(table)
+        info = {
+            "layers": names,
+            "columns": list(OVERVIEW_COLUMNS),
+            "verdicts": verdicts,
+            "doubts": doubts,
+            "findings": overview_findings(table, names),
+        }
+        return _answer(series, info, {"table": table, "verdict": verdict, "doubt_roles": roles, "doubt_order": order})
 
     def _layer(self, query: Query) -> bytes:
         """Chosen fields of a layer's units, each ``[steps, units]``."""
@@ -196,17 +215,27 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         series = query.read(layer_tag(query.layer.name, "classes"), part)
         return _answer(series, {}, {"roles": series.stack("roles", np.empty((0, len(query.index.classes)), np.uint8))})
 
+    def _contributions(self, query: Query) -> bytes:
+        """Contribution and standard error ``[1, classes]`` of one unit at one step, if there are any."""
+        part = contributions_part(query.index, query.layer, query.number("unit", query.layer.units))
+        series = query.read(layer_tag(query.layer.name, "contributions"), part, query.number("step", 1 << 53))
+        empty = np.empty((0, len(query.index.classes)), np.float16)
+        return _answer(series, {}, {name: series.stack(name, empty) for name in CONTRIBUTIONS})
+
     def _curves(self, query: Query) -> bytes:
         """Ablation curves of all steps, for all classes or one: points one curve behind the other."""
         klass = None if query.text("class", "all") == "all" else query.index.classes[query.class_place]
         series = query.read(layer_tag(query.layer.name, "curves"), curves_part(query.index, query.layer, klass))
-        described = [{**curve, "at": at} for at, row in enumerate(series.rows) for curve in row.content.info["curves"]]
+        described: list[dict[str, Any]] = [
+            {**curve, "at": at} for at, row in enumerate(series.rows) for curve in row.content.info["curves"]
+        ]
         arrays = {
             name: np.concatenate([np.empty(0, kind), *(row.content.arrays[name] for row in series.rows)])
             for name, kind in CURVE_FIELDS.items()
         }
         rankings = curve_rankings(described, arrays["ablated"], arrays["accuracy"])
-        return _answer(series, {"curves": described, "rankings": rankings}, arrays)
+        by_class = [bool(row.content.info["by_class"]) for row in series.rows]
+        return _answer(series, {"curves": described, "rankings": rankings, "by_class": by_class}, arrays)
 
 
 class Query:
@@ -231,7 +260,7 @@ class Query:
     def number(self, name: str, limit: int) -> int:
         """A parameter that is an index below ``limit``."""
         text = self.text(name)
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < limit):
+        if not (text.isascii() and text.isdigit() and len(text) < 17 and int(text) < limit):
             raise RequestError(400, f"The parameter {name!r} has to be a whole number from 0 to {limit - 1}.")
         return int(text)
 
@@ -272,8 +301,8 @@ class Query:
         """Place of the requested class among those that were logged."""
         return self.number("class", len(self.index.classes))
 
-    def read(self, tag: str, part: Part) -> Series:
-        """All steps of one tag, in order, the last word on each step, without what cannot be read."""
+    def read(self, tag: str, part: Part, step: int | None = None) -> Series:
+        """All steps of one tag, or one, in order, the last word on each, without what cannot be read."""
         try:
             found = self._provider.read_tensors(
                 self._context,
@@ -286,7 +315,8 @@ class Query:
             # TensorBoard decodes the tensors itself, and fails at one that does not hold what its shape says.
             logger.warning("The tag %r of the run %r cannot be read: %r", tag, self.run, error)
             return Series([], ["TensorBoard could not read what the log holds here."])
-        return read_series(found.get(self.run, {}).get(tag, ()), part)
+        events = found.get(self.run, {}).get(tag, ())
+        return read_series([event for event in events if step is None or event.step == step], part)
 
 
 def _index_of(tags: Mapping[str, Any]) -> RunIndex:
@@ -296,7 +326,7 @@ def _index_of(tags: Mapping[str, Any]) -> RunIndex:
 
 
 def _parts(layer: str, tags: Mapping[str, Any]) -> list[str]:
-    return [part for part in ("state", "classes", "curves") if layer_tag(layer, part) in tags]
+    return [part for part in ("state", "classes", "contributions", "curves") if layer_tag(layer, part) in tags]
 
 
 def _answer(series: Series, info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

@@ -28,15 +28,42 @@ OVERVIEW_COLUMNS = (
     "selective_rate",  # mean over the units, validation images
     "ranking_gap",
     "random_gap",
-    "turning_train",  # turning points as a share of the units that are present
+    "turning_train",  # turning points as a share of the units that are present; only with curves by class
     "turning_val",
+    # Logs of earlier versions end here.
+    "images",  # validation images of each class, at most
+    "units_help",  # how many units help over all classes, on validation images
+    "units_no_effect",
+    "units_hurt",
+    "units_help_no_class",
+    "units_removable",  # 0 where the network was worse without the units that have no effect
+    "differing_share",  # share of the (class, unit) pairs that contribute differently on either side
+    "agreement",  # Cohen's kappa of "helps" between halves of the images
+    "rank_agreement",  # rank correlation of the criterion between halves of the validation images
+    "ordered_classes",  # share of the classes in which the criterion tells any two units apart
+    "contribution_gap",
+    "margin_train",  # nats, sum over the units of their mean contributions
+    "margin_val",
+    "check_images",  # images of the check that switches groups of units off
+    "check_accuracy",  # accuracy of the network as it is
+    "check_removed_accuracy",  # without the units that have no effect
+    "check_helpers_accuracy",  # with the units that help alone
+    "check_random_accuracy",  # without as many random units, mean over the draws
 )
-"""What each layer's row in the overview holds; NaN where not known."""
+"""What each layer's row in the overview holds; NaN where not known or not measured."""
 
 MEASURES = ("entropy_val", "entropy_train", "selective_val", "selective_train", "useful")
 """Float16 measures of each unit that a layer's state holds, each a mean over the classes."""
 
+CONTRIBUTIONS = ("contribution_train", "contribution_val", "error_train", "error_val")
+"""Float16 contribution of each unit in nats and its standard error: in a layer's state over all classes, in its part
+``contributions`` for each class that is logged. Not there where contributions were not measured."""
+
+EFFECTS = ("effect_train", "effect_val")
+"""Effect of each unit over all classes, uint8: 0 hurts, 1 has no measurable effect, 2 helps, 255 was not tested."""
+UNKNOWN_EFFECT = 255
+
 
 def layer_tag(layer: str, part: str) -> str:
-    """Tag of one part (``state``, ``classes`` or ``curves``) of one layer's data."""
+    """Tag of one part (``state``, ``classes``, ``contributions`` or ``curves``) of one layer's data."""
     return f"{PLUGIN_NAME}/{layer}/{part}"

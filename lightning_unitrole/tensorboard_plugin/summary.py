@@ -3,8 +3,10 @@
 Each report becomes one TensorBoard event at one step:
 
 * ``unit_roles/overview``: a ``[layers, columns]`` float32 table, see :data:`~.schema.OVERVIEW_COLUMNS`;
-* ``unit_roles/<layer>/state``: role over all classes (uint8), rank (uint16) and the float16 measures of each unit;
+* ``unit_roles/<layer>/state``: role over all classes (uint8), rank (uint16) and the float16 measures of each unit; its
+  effect (uint8), and its contribution and standard error (float16), where these were measured;
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
+* ``unit_roles/<layer>/contributions``: the same for its contribution and standard error (float16), where measured;
 * ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
 
 Every tensor is a deflated container (:mod:`.packing`) that names its epoch: a step can be told without its neighbours.
@@ -23,9 +25,11 @@ import numpy as np
 
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.reports.curves import AblationCurve
+from lightning_unitrole.reports.effects import HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED, ROLES
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED
+from lightning_unitrole.tensorboard_plugin.columns import finite_mean, mean_over_classes, overview_row
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
@@ -33,6 +37,7 @@ from lightning_unitrole.tensorboard_plugin.schema import (
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
+    UNKNOWN_EFFECT,
     layer_tag,
 )
 
@@ -41,10 +46,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MAX_CLASSES = 20
-"""Per-class roles are logged for at most so many classes: a log of 1,000 of them would be 50 times as large."""
-
-_COUNTED = [role for role in ROLES if role.fill != "empty"]
-"""Roles whose shares of a layer add up to one."""
+"""Roles and contributions by class are logged for so many classes at most: 1,000 would make a log 50 times as large."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ def write_report(
         if layer.roles.numel():
             by_class = roles[name][1:][list(known.classes)]
             contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": by_class})
+        measured = _contributions(layer, slots[name], known)
+        if measured:
+            contents[layer_tag(name, "contributions")] = pack(layer_info, measured)
         described, arrays = _curves(layer, known.classes)
         if described:
             contents[layer_tag(name, "curves")] = pack({**layer_info, "curves": described}, arrays)
@@ -216,74 +221,55 @@ def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
     by_class = layer.roles.cpu().numpy()
     useful = np.where(by_class > BOTH, np.nan, by_class == BOTH)
     measures = {
-        "entropy_val": _mean_over_classes(layer.val.entropy),
-        "entropy_train": _mean_over_classes(layer.train.entropy),
-        "selective_val": _mean_over_classes(layer.val.selective_rate),
-        "selective_train": _mean_over_classes(layer.train.selective_rate),
-        "useful": _finite_mean(useful),
+        "entropy_val": mean_over_classes(layer.val.entropy),
+        "entropy_train": mean_over_classes(layer.train.entropy),
+        "selective_val": mean_over_classes(layer.val.selective_rate),
+        "selective_train": mean_over_classes(layer.train.selective_rate),
+        "useful": finite_mean(useful),
     }
     rank = np.empty(layer.num_units, np.uint16)
     rank[layer.val.overall_order.cpu().numpy()] = np.arange(layer.num_units)
     state = {"roles": roles, "rank": _scatter(rank, slots, units, np.iinfo(np.uint16).max)}
     for name in MEASURES:
-        state[name] = _scatter(measures[name].astype(np.float16), slots, units, np.nan)
+        state[name] = _scatter(_half(measures[name]), slots, units, np.nan)
+    for split in SPLITS:
+        measured: SplitReport = getattr(layer, split)
+        if measured.contributions is not None:
+            overall = measured.contributions.overall()
+            state[f"contribution_{split}"] = _scatter(_half(overall.mean.numpy()), slots, units, np.nan)
+            state[f"error_{split}"] = _scatter(_half(overall.standard_error.numpy()), slots, units, np.nan)
+        if layer.summary_effects is not None:
+            effect = getattr(layer.summary_effects, split).numpy()
+            codes = np.where(effect == UNTESTED, UNKNOWN_EFFECT, effect - HURTS).astype(np.uint8)
+            state[f"effect_{split}"] = _scatter(codes, slots, units, UNKNOWN_EFFECT)
     return state
 
 
-def _mean_over_classes(values: Tensor) -> Array:
-    return _finite_mean(values.cpu().numpy())
+def _contributions(layer: LayerReport, slots: Array, known: PluginState) -> dict[str, Array]:
+    """Contributions and standard errors ``[classes, units]`` of the classes that are logged one by one."""
+    found = {}
+    for split in SPLITS:
+        measured: SplitReport = getattr(layer, split)
+        if measured.contributions is not None:
+            by_class = measured.contributions.by_class()
+            for name, values in (("contribution", by_class.mean), ("error", by_class.standard_error)):
+                logged = _half(values.numpy()[list(known.classes)])
+                found[f"{name}_{split}"] = _scatter(logged, slots, known.units[layer.name], np.nan)
+    return found
 
 
-def _finite_mean(values: Array) -> Array:
-    """Mean over the first axis of what is finite; NaN where nothing is, without the warning of ``nanmean``."""
-    finite = np.isfinite(values)
-    count = finite.sum(0)
-    total: Array = np.where(finite, values, 0.0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _half(values: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
 
 
 def _overview(report: UnitReport, known: PluginState, roles: Mapping[str, Array], info: Mapping[str, Any]) -> bytes:
     table = np.full((len(known.layers), len(OVERVIEW_COLUMNS)), np.nan, np.float32)
     for row, name in zip(table, known.layers, strict=True):
         if name in roles:
-            values = _overview_row(report.layers[name], roles[name], known.roles.get(name))
+            values = overview_row(report.layers[name], roles[name], known.roles.get(name))
             row[:] = [values.get(column, np.nan) for column in OVERVIEW_COLUMNS]
     return pack({**info, "layers": list(known.layers), "columns": list(OVERVIEW_COLUMNS)}, {"table": table})
-
-
-def _overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dict[str, float]:
-    values: dict[str, float] = {
-        "present": layer.num_units,
-        "selective_rate": float(_finite_mean(_mean_over_classes(layer.val.selective_rate))),
-        "ranking_gap": layer.ranking_gap,
-        "random_gap": layer.val.random_gap,
-    }
-    if layer.summary.numel():
-        values |= {f"units_{role.name.lower()}": int((roles[0] == role.code).sum()) for role in _COUNTED}
-    # In numpy, not by `layer.role_shares`: on a busy machine torch's threads wait for each other for milliseconds.
-    pairs = np.bincount(layer.roles.cpu().numpy().ravel(), minlength=NO_ROLE + 1)
-    total = sum(int(pairs[role.code]) for role in _COUNTED)
-    if total:
-        values |= {f"pairs_{role.name.lower()}": float(pairs[role.code] / total) for role in _COUNTED}
-    if before is not None and before.shape == roles.shape:
-        values["units_changed"] = _changed(before[:1], roles[:1])
-        values["pairs_changed"] = _changed(before[1:], roles[1:])
-    entropy = _mean_over_classes(layer.val.entropy)
-    entropy = entropy[np.isfinite(entropy)]
-    if len(entropy):
-        quartiles = np.quantile(entropy, [0.25, 0.5, 0.75]).tolist()
-        values |= dict(zip(("entropy_q25", "entropy_q50", "entropy_q75"), quartiles, strict=True))
-    for split in SPLITS:
-        measured: SplitReport = getattr(layer, split)
-        if "least_first" in measured.curves:
-            values[f"turning_{split}"] = measured.curves["least_first"].turning_point / layer.num_units
-    return values
-
-
-def _changed(before: Array, after: Array) -> float:
-    """Share of what has a role in both whose role differs."""
-    comparable = (before <= BOTH) & (after <= BOTH)
-    return float((before != after)[comparable].mean()) if comparable.any() else float("nan")
 
 
 def _curves(layer: LayerReport, classes: Sequence[int]) -> tuple[list[dict[str, Any]], dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""What the tab says of rankings: the package's own verdicts, on the numbers of a log."""
+"""What the tab says of rankings, roles and runs: the package's own verdicts, on the numbers of a log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,58 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unitrole.reports.vocabulary import ranking_is_informative, ranking_verdict
+from lightning_unitrole.reports.vocabulary import (
+    NO_ORDER,
+    RELIABLE_AGREEMENT,
+    LayerFacts,
+    findings,
+    order_is_informative,
+    ranking_is_informative,
+    ranking_verdict,
+    reliability_verdict,
+)
 from lightning_unitrole.tensorboard_plugin.packing import Array
 from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
+
+
+def overview_findings(table: Array, names: Sequence[str]) -> list[list[str]]:
+    """What stands out at each step, in sentences.
+
+    Args:
+        table: ``[steps, layers, columns]`` with the columns of :data:`~.schema.OVERVIEW_COLUMNS`.
+        names: of the layers.
+    """
+    columns = ("present", "units_help_no_class", "units_removable", "differing_share", "agreement")
+    chosen = table[..., [OVERVIEW_COLUMNS.index(column) for column in columns]]
+    found = []
+    for step in chosen:
+        rows = [(name, row.tolist()) for name, row in zip(names, step, strict=True) if row[0] >= 1]
+        found.append(findings([LayerFacts(name, int(row[0]), *row[1:]) for name, row in rows]))
+    return found
+
+
+def overview_doubts(table: Array) -> tuple[list[str], Array, Array]:
+    """Why roles or the order of the units of a layer should not be relied on, at each step.
+
+    Args:
+        table: as in :func:`overview_findings`.
+
+    Returns:
+        The different sentences; ``[steps, layers]`` uint32 that of the roles, and the same of the order, each counted
+        from one, 0 where there is no doubt.
+    """
+    columns = ("agreement", "images", "ordered_classes", "entropy_q50", "present")
+    chosen = table[..., [OVERVIEW_COLUMNS.index(column) for column in columns]]
+    places: dict[str, int] = {}
+    roles, orders = np.zeros(table.shape[:2], np.uint32), np.zeros(table.shape[:2], np.uint32)
+    for place in np.ndindex(*roles.shape):
+        agreement, images, ordered, entropy, present = chosen[place].tolist()
+        if agreement < RELIABLE_AGREEMENT and math.isfinite(images):
+            text = reliability_verdict(agreement, int(images))
+            roles[place] = places.setdefault(text, len(places) + 1)
+        if present > 0 and not order_is_informative(ordered, entropy):
+            orders[place] = places.setdefault(NO_ORDER, len(places) + 1)
+    return list(places), roles, orders
 
 
 def overview_verdicts(table: Array) -> tuple[list[dict[str, Any]], Array]:
@@ -44,18 +93,20 @@ def curve_rankings(curves: Sequence[Mapping[str, Any]], ablated: Array, accuracy
 
     Returns:
         For each step and split with a least-first curve: the ``gap`` to the reverse order and ``over_random``, by how
-        much it beats a random order (None where not measured), and the verdict.
+        much it beats random orders (None where not measured), and the verdict.
     """
-    areas: dict[tuple[int, str], dict[str, float]] = {}
+    areas: dict[tuple[int, str], dict[str, list[float]]] = {}
     start = 0
     for curve in curves:
         stop = start + curve["points"]
         area = _area(ablated[start:stop].astype(np.float64), accuracy[start:stop].astype(np.float64))
-        areas.setdefault((curve["at"], curve["split"]), {})[curve["order"]] = area
+        order = "random" if curve["order"].startswith("random") else curve["order"]
+        areas.setdefault((curve["at"], curve["split"]), {}).setdefault(order, []).append(area)
         start = stop
     rankings = []
     for (at, split), area_of in areas.items():
-        least, most, random = (area_of.get(order, math.nan) for order in ("least_first", "most_first", "random"))
+        means = {order: sum(each) / len(each) for order, each in area_of.items()}
+        least, most, random = (means.get(order, math.nan) for order in ("least_first", "most_first", "random"))
         if "least_first" in area_of:
             measured = {"gap": _finite(least - most), "over_random": _finite(least - random)}
             rankings.append({"at": at, "split": split, **measured, **_verdict(least - most, random - most)})

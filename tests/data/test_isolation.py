@@ -150,7 +150,7 @@ def test_a_random_collate_function_leaves_no_trace_and_repeats_itself() -> None:
     assert random.getstate() == before[1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "make",
     [

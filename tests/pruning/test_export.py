@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import mostly_slow
 from pruned import images, known, outputs, random_items
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ def slim(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return net, inputs, outputs(net, inputs)[0]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", mostly_slow(["resnet18", "vgg11_bn", "mobilenet_v3_small"], quick=["resnet18"]))
 def test_torch_export(name: str, tmp_path: Path) -> None:
     net, inputs, expected = slim(name)
     torch.export.save(torch.export.export(net, (inputs,)), tmp_path / "slim.pt2")
@@ -33,7 +34,7 @@ def test_torch_export(name: str, tmp_path: Path) -> None:
 
 # torch's own, from inside of its exporter.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("name", mostly_slow(["resnet18", "vgg11_bn"], quick=["vgg11_bn"]))
 def test_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

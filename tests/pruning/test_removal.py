@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from networks import BatchMean, CifarNet, DataDependent, FixedView, InPlaceTraps, PartOfBuffer, PreActNet, SqueezeNet
+from networks import (
+    BatchMean,
+    CifarNet,
+    DataDependent,
+    FixedView,
+    InPlaceTraps,
+    PartOfBuffer,
+    PreActNet,
+    SqueezeNet,
+    mostly_slow,
+)
 from pruned import (
     Chain,
     Frozen,
@@ -43,7 +53,7 @@ NETS = [
 ]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", mostly_slow(NETS, quick=["mobilenet_v3_small", "resnet18", "squeezenet1_1"]))
 def test_torchvision(name: str) -> None:
     """The smaller network computes what the masked one does, costs what was foretold, and undo brings all back."""
     net, graph = known(name)

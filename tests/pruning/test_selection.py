@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import mostly_slow
 from pruned import Chain, graph_of, images, known, random_items, seeded
 from torch import Tensor
 
@@ -216,7 +217,12 @@ def test_groups_that_may_be_pruned() -> None:
         prunable_groups(net, ["a"], skip_layers=["a"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        ["resnet18", "densenet121", "mobilenet_v3_small", "resnext50_32x4d"], quick=["resnet18", "mobilenet_v3_small"]
+    ),
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_saving_is_what_the_removal_takes(name: str, seed: int) -> None:
     net, found = known(name)

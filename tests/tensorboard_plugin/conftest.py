@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard_plugin.synthetic import CLASSES, Spec, Training, log_run
+from tensorboard_plugin.synthetic import CLASSES, CONTRIBUTING, Spec, Training, log_run
 
 LAYERS = (Spec("features.0", 16, (28, 28)), Spec("features.3", 48))
 MARKUP = '<img src=x onerror="parent.harmed=1">'
 EPOCHS = 12
+RUNS = 5
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -87,11 +88,12 @@ def tensorboard(logdir: Path, *arguments: str, runs: int) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs: a plain one, one that is pruned on the way, one without ablation, and one full of markup."""
+    """A plain run, one that is pruned on the way, one without ablation, one by contribution, and one full of markup."""
     root = tmp_path_factory.mktemp("logs")
     log_run(root / "baseline", Training(LAYERS, seed=1), EPOCHS)
     log_run(root / "pruned", Training(LAYERS, seed=2), EPOCHS, prune_at=7)
     log_run(root / "without_ablation", Training(LAYERS, seed=3, ablation=False), 4)
+    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, seed=5), 3)
     harmful = Training((replace(LAYERS[0], name=f"layer {MARKUP}"),), (MARKUP, *CLASSES[1:]), seed=4)
     log_run(root / f"zz {MARKUP}".replace("/", ""), harmful, 3)
     return root
@@ -99,13 +101,13 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fast(logs: Path) -> Iterator[str]:
-    with tensorboard(logs, "--load_fast", "true", runs=4) as address:
+    with tensorboard(logs, "--load_fast", "true", runs=RUNS) as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def slow(logs: Path) -> Iterator[str]:
-    with tensorboard(logs, "--load_fast", "false", runs=4) as address:
+    with tensorboard(logs, "--load_fast", "false", runs=RUNS) as address:
         yield address
 
 

@@ -23,7 +23,7 @@ from werkzeug.test import Client
 from lightning_unitrole.tensorboard_plugin.index import printable
 from lightning_unitrole.tensorboard_plugin.packing import deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import UnitRolesPlugin
-from lightning_unitrole.tensorboard_plugin.schema import MEASURES, OVERVIEW_COLUMNS
+from lightning_unitrole.tensorboard_plugin.schema import CONTRIBUTIONS, EFFECTS, MEASURES, OVERVIEW_COLUMNS
 
 UNITS, CLASSES, STEPS = 6, 3, 3
 INDEX: dict[str, Any] = {
@@ -60,10 +60,18 @@ def contents(step: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {
                 "roles": np.array([3, 2, 1, 0, 254, 255], np.uint8),
                 "rank": np.arange(UNITS, dtype=np.uint16),
-                **{name: np.linspace(0, 1, UNITS, dtype=np.float16) for name in MEASURES},
+                **{name: np.linspace(0, 1, UNITS, dtype=np.float16) for name in (*MEASURES, *CONTRIBUTIONS)},
+                **{name: np.array([0, 1, 2, 255, 255, 9], np.uint8) for name in EFFECTS},
             },
         ),
         "conv1/classes": (layer, {"roles": np.arange(CLASSES * UNITS, dtype=np.uint8).reshape(CLASSES, UNITS) % 4}),
+        "conv1/contributions": (
+            layer,
+            {
+                name: np.linspace(-1, 1, CLASSES * UNITS, dtype=np.float16).reshape(CLASSES, UNITS)
+                for name in CONTRIBUTIONS
+            },
+        ),
         "conv1/curves": (
             {**layer, "curves": described},
             {
@@ -116,9 +124,10 @@ class Log:
 
 ROUTES = (
     ("overview", {}),
-    ("layer", {"layer": "0", "fields": ",".join(("roles", "rank", *MEASURES))}),
+    ("layer", {"layer": "0", "fields": ",".join(("roles", "rank", *MEASURES, *CONTRIBUTIONS, *EFFECTS))}),
     ("classes", {"layer": "0", "class": "1"}),
     ("unit", {"layer": "0", "unit": "0"}),
+    ("contributions", {"layer": "0", "unit": "0", "step": "1"}),
     ("curves", {"layer": "0", "class": "all"}),
     ("curves", {"layer": "0", "class": "0"}),
 )

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
-from lightning_unitrole.reports.layer import LayerReport, SplitReport
+from lightning_unitrole.reports.effects import (
+    HELPS,
+    NO_EFFECT,
+    agreement_between_halves,
+    class_effects,
+    overall_effects,
+    roles_from_effects,
+)
+from lightning_unitrole.reports.layer import LayerReport, RemovalCheck, SplitReport
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, summarize_roles
 from lightning_unitrole.reports.vocabulary import NO_ROLE, UNDECIDED
@@ -25,11 +34,22 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class Spec:
-    """One layer of the imagined network."""
+    """One layer of the imagined network.
+
+    Attributes:
+        noise: how much contributions differ from image to image; with much of it there are too few images for roles.
+        lean: how much better than elsewhere units do on training images.
+        tied: whether the criterion cannot tell the units apart.
+        redundant: whether the network is as good without the units that have no effect.
+    """
 
     name: str
     units: int
     map_size: tuple[int, int] = (14, 14)
+    noise: float = 1.0
+    lean: float = 0.0
+    tied: bool = False
+    redundant: bool = True
 
 
 LAYERS = (
@@ -38,6 +58,15 @@ LAYERS = (
     Spec("features.6", 96),
     Spec("features.8", 128, (7, 7)),
 )
+
+
+CONTRIBUTING = (
+    Spec("features.0", 16, (28, 28)),
+    Spec("features.3", 24, noise=9.0),
+    Spec("features.6", 32, (7, 7), lean=1.2, redundant=False),
+    Spec("features.8", 12, (2, 2), tied=True),
+)
+"""For roles by contribution: a sound layer, one with too few images, one that memorises, one without an order."""
 
 
 class Training:
@@ -50,11 +79,13 @@ class Training:
         *,
         ablation: bool = True,
         class_curves: bool = True,
+        contributions: bool = False,
         points: int = 33,
         seed: int = 0,
     ) -> None:
         self.layers, self.classes, self.seed = tuple(layers), tuple(classes), seed
-        self.ablation, self.class_curves, self.points = ablation, class_curves, points
+        self.ablation, self.class_curves, self.points = ablation, class_curves and not contributions, points
+        self.contributions = contributions
         self.random = np.random.default_rng(seed)
         self.latent = {spec.name: self.random.normal(0, 1, (len(classes), spec.units)) for spec in layers}
         # Some units lean to the training images, a few to the validation images.
@@ -71,7 +102,8 @@ class Training:
             self.latent[spec.name] = 0.97 * self.latent[spec.name] + noise * 0.4
             slots = (kept or {}).get(spec.name, np.arange(spec.units))
             reports[spec.name] = self._layer(spec, depth / max(1, len(self.layers) - 1), progress, slots)
-        return UnitReport(reports, {}, self.classes, "feature_entropy", epoch=epoch, global_step=step)
+        definition = "contribution" if self.contributions else "turning_point"
+        return UnitReport(reports, {}, self.classes, "feature_entropy", epoch, step, definition)
 
     def _layer(self, spec: Spec, depth: float, progress: float, slots: np.ndarray) -> LayerReport:
         strength = (self.latent[spec.name] + self.quality[spec.name])[:, slots] + 1.6 * progress - 0.9
@@ -79,13 +111,71 @@ class Training:
         train, val = strength + lean, strength - lean
         roles = torch.from_numpy((train > 0) * int(UnitRole.TRAIN_ONLY) + (val > 0) * int(UnitRole.VAL_ONLY))
         roles = roles.to(torch.uint8) if self.ablation else torch.empty(0, len(slots), dtype=torch.uint8)
-        return LayerReport(
+        found = LayerReport(
             spec.name,
             spec.map_size,
             self._split(train, depth, progress, 1.0),
             self._split(val, depth, progress, 0.9),
             roles,
             summarize_roles(roles) if self.ablation else torch.empty(0, dtype=torch.uint8),
+        )
+        return self._contributing(found, spec, strength, progress) if self.contributions else found
+
+    def _contributing(self, layer: LayerReport, spec: Spec, strength: np.ndarray, progress: float) -> LayerReport:
+        """The same layer with roles by contribution, and all that is measured with them."""
+        helpful = np.where(strength > 0.4, strength, 0) - 0.4 * (strength < -1.8)
+        shared = helpful.copy()
+        shared[:, ::2] -= spec.lean * helpful[:, ::2]
+        sides = {
+            "train": self._measured(0.2 * helpful, spec.noise),
+            "val": self._measured(0.2 * shared, spec.noise),
+        }
+        effects = class_effects(sides["train"], sides["val"])
+        over_all = overall_effects(sides["train"], sides["val"])
+        accuracy = 0.3 + 0.65 * progress
+        removed = int((over_all.val == NO_EFFECT).sum())
+        check = RemovalCheck(
+            images=200,
+            accuracy=accuracy,
+            loss=1 - accuracy,
+            removed=removed,
+            removed_accuracy=accuracy - (0.0 if spec.redundant else 0.1),
+            removed_loss=1 - accuracy,
+            helpers=int((over_all.val == HELPS).sum()),
+            helpers_accuracy=accuracy - 0.02,
+            helpers_loss=1 - accuracy,
+            random_accuracy=torch.tensor([0.5, 0.6], dtype=torch.float64) * accuracy,
+            random_loss=torch.ones(2, dtype=torch.float64),
+        )
+        val = replace(layer.val, contributions=sides["val"], rank_agreement=0.7)
+        if spec.tied:
+            nothing = torch.full_like(val.entropy, torch.nan)
+            val = replace(val, entropy=nothing, ineffectiveness=nothing, score=nothing, rank_agreement=float("nan"))
+        return replace(
+            layer,
+            train=replace(layer.train, contributions=sides["train"], curves={}),
+            val=val,
+            roles=roles_from_effects(effects),
+            summary=roles_from_effects(over_all),
+            effects=effects,
+            summary_effects=over_all,
+            agreement=agreement_between_halves(sides["train"], sides["val"]),
+            check=check,
+        )
+
+    def _measured(self, mean: np.ndarray, noise: float, images: int = 50) -> Contributions:
+        """Sums over so many images in each half, drawn around the mean."""
+        each = self.random.normal(mean, 0.2 * noise, (2, images, *mean.shape))
+        sums, counted = torch.from_numpy(each.sum(1)), torch.full((2, len(mean)), images)
+        whole = sums.sum(-1)
+        return Contributions(
+            counted,
+            sums,
+            torch.from_numpy((each**2).sum(1)),
+            whole,
+            whole.abs(),
+            torch.zeros_like(whole),
+            torch.tensor(8),
         )
 
     def _split(self, strength: np.ndarray, depth: float, progress: float, ceiling: float) -> SplitReport:
@@ -105,6 +195,9 @@ class Training:
                 "random": self._curve(units, useful, progress, ceiling, 0.45),
                 "most_first": self._curve(units, useful, progress, ceiling, 0.15),
             }
+            if self.contributions:
+                curves["random_1"] = self._curve(units, useful, progress, ceiling, 0.5)
+                curves["contribution"] = self._curve(units, useful, progress, ceiling, 1.1)
             if self.class_curves:
                 class_curves = tuple(
                     self._curve(units, float((row > 0).mean()), progress, ceiling, 1.0) for row in strength
@@ -179,8 +272,6 @@ def log_epochs(
 
 def with_undecided(report: UnitReport, units: Sequence[int]) -> UnitReport:
     """The same report as if nobody could tell what some units are good for."""
-    from dataclasses import replace
-
     layers = {}
     for name, layer in report.layers.items():
         roles, summary = layer.roles.clone(), layer.summary.clone()
@@ -192,8 +283,6 @@ def with_undecided(report: UnitReport, units: Sequence[int]) -> UnitReport:
 
 def without_images(report: UnitReport, klass: int) -> UnitReport:
     """The same report as if one class had no images."""
-    from dataclasses import replace
-
     layers = {}
     for name, layer in report.layers.items():
         roles = layer.roles.clone()
@@ -207,4 +296,5 @@ if __name__ == "__main__":
     log_run(root / "baseline", Training(seed=1), 40, prune_at=None)
     log_run(root / "pruned", Training(seed=2), 40, prune_at=24)
     log_run(root / "wide", Training(tuple(Spec(s.name, 2 * s.units, s.map_size) for s in LAYERS), seed=3), 30)
+    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, seed=5), 12)
     log_run(root / "no_ablation", Training(seed=4, ablation=False), 12)

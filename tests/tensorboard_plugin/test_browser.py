@@ -133,6 +133,7 @@ def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="pruned", layer="features.3", view="transitions")
     assert "Removed" in page.text(".view-transitions thead")
     assert "36 of 48" in Page(driver, fast, run="pruned").text(".view-overview")
+    assert "36 of 48" in Page(driver, fast, run="pruned", form="charts").text(".view-overview")
 
 
 def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
 
 
 def test_without_ablation_there_is_still_entropy(driver: Any, fast: str) -> None:
-    page = Page(driver, fast, run="without_ablation")
+    page = Page(driver, fast, run="without_ablation", form="charts")
     assert "median and quartiles of the feature entropy" in page.text(".view-overview .layers") or page.js(
         "return document.querySelector('.view-overview .axis-label').textContent"
     ).startswith("epoch · no ablation")

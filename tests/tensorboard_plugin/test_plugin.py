@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend import application
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-from tensorboard_plugin.conftest import EPOCHS, MARKUP
+from tensorboard_plugin.conftest import EPOCHS, MARKUP, RUNS
 from werkzeug.test import Client, TestResponse
 
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES, ranking_verdict
@@ -64,7 +64,7 @@ def test_the_tab_is_listed_as_active(client: Client) -> None:
 
 def test_runs_with_their_layers_and_classes(client: Client) -> None:
     runs = {run["name"]: run for run in client.get(f"{PREFIX}/runs").json["runs"]}
-    assert len(runs) == 4
+    assert len(runs) == RUNS
     assert runs["baseline"]["last_step"] == 100 * EPOCHS - 1
     assert [layer["units"] for layer in runs["baseline"]["layers"]] == [16, 48]
     assert runs["baseline"]["layers"][0]["parts"] == ["state", "classes", "curves"]
@@ -123,6 +123,35 @@ def test_classes_and_units_are_cuts_of_the_same_roles(client: Client) -> None:
     state = read(client, "layer", run="pruned", layer=0, fields="roles")[1]["roles"]
     np.testing.assert_array_equal(state == REMOVED, by_class[0] == REMOVED)
     assert (by_class[0] != NO_ROLE).all()
+
+
+def test_contributions_of_one_unit_at_one_step(client: Client) -> None:
+    query = {"run": "contribution", "layer": 0}
+    _, found = read(client, "contributions", **query, unit=3, step=299)
+    assert found["steps"].tolist() == [299]
+    assert found["contribution_val"].shape == found["error_train"].shape == (1, 10)
+    state = read(client, "layer", **query, fields="contribution_val,effect_val")[1]
+    assert state["contribution_val"][-1, 3] == pytest.approx(found["contribution_val"].mean(), rel=5e-3)
+    assert set(np.unique(state["effect_val"])) <= {0, 1, 2}
+    assert read(client, "contributions", **query, unit=3, step=298)[1]["contribution_val"].shape == (0, 10)
+
+
+def test_what_earlier_versions_did_not_log_is_not_known(client: Client) -> None:
+    state = read(client, "layer", run="baseline", layer=0, fields="contribution_val,error_val,effect_val")[1]
+    assert np.isnan(state["contribution_val"]).all()
+    assert (state["effect_val"] == 255).all()
+    assert read(client, "contributions", run="baseline", layer=0, unit=0, step=99)[1]["error_val"].shape == (0, 10)
+
+
+def test_random_orders_count_together(client: Client) -> None:
+    info, overview = read(client, "overview", run="contribution")
+    gap, random = (overview["table"][-1, 0, info["columns"].index(name)] for name in ("ranking_gap", "random_gap"))
+    curves, _ = read(client, "curves", run="contribution", layer=0)
+    orders = {(curve["split"], curve["order"]) for curve in curves["curves"]}
+    assert {("val", "contribution"), ("val", "random"), ("val", "random_1")} <= orders
+    assert curves["by_class"] == [False, False, False]
+    (ranking,) = [each for each in curves["rankings"] if each["at"] == 2]
+    assert ranking["over_random"] == pytest.approx(gap - random, abs=2e-3)
 
 
 def test_curves_of_all_classes_and_of_one(client: Client) -> None:

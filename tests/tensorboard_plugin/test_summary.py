@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR
-from tensorboard_plugin.synthetic import CLASSES, LAYERS, Spec, Training, prune, without_images
+from tensorboard_plugin.synthetic import CLASSES, CONTRIBUTING, LAYERS, Spec, Training, prune, without_images
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_unitrole.errors import DataError
@@ -267,6 +267,69 @@ def test_a_report_is_small(log: Log) -> None:
     units = sum(spec.units for spec in LAYERS)
     size = sum(len(value.tensor.tensor_content) for _, value in log.values() if not value.tag.endswith("curves"))
     assert size < units * (13 + len(CLASSES)) + 4000
+
+
+def test_contributions_keep_it_bounded(log: Log) -> None:
+    names = tuple(f"class {index}" for index in range(50))
+    log.write(Training(CONTRIBUTING, names, contributions=True).report(0, 5), 1)
+    sizes = [len(value.tensor.tensor_content) for _, value in log.values() if not value.tag.endswith("curves")]
+    units = sum(spec.units for spec in CONTRIBUTING)
+    assert sum(sizes) < units * (23 + 20 * 9) + 6000
+
+
+def test_contributions_effects_and_the_check(log: Log) -> None:
+    report = Training(CONTRIBUTING, contributions=True).report(4, 5)
+    log.write(report, 3)
+    for place, layer in enumerate(report.layers.values()):
+        row = log.overview(place)[3]
+        counts = [int((layer.summary_effects.val == effect).sum()) for effect in (1, 0, -1)]
+        assert [row[f"units_{name}"] for name in ("help", "no_effect", "hurt")] == counts
+        assert row["units_help_no_class"] == int((layer.effects.val != 1).all(0).sum())
+        assert row["units_removable"] == len(layer.removable)
+        assert row["differing_share"] == pytest.approx(layer.differing_share)
+        assert row["agreement"] == pytest.approx(layer.agreement, nan_ok=True)
+        assert row["rank_agreement"] == pytest.approx(layer.val.rank_agreement, nan_ok=True)
+        assert row["contribution_gap"] == pytest.approx(layer.val.contribution_gap)
+        assert row["margin_val"] == pytest.approx(float(layer.val.contributions.overall().mean.sum()), rel=1e-4)
+        assert row["check_removed_accuracy"] == pytest.approx(layer.check.removed_accuracy)
+        assert row["check_random_accuracy"] == pytest.approx(float(layer.check.random_accuracy.mean()))
+        assert (row["images"], row["check_images"]) == (100, 200)
+        assert row["ordered_classes"] == (0 if layer.name == "features.8" else 1)
+        assert np.isnan(row["turning_val"]), "a turning point says something only with curves by class"
+
+
+def test_contributions_of_each_unit_with_their_errors(log: Log) -> None:
+    report = Training(CONTRIBUTING[:1], contributions=True).report(4, 5)
+    log.write(report, 3)
+    layer = report.layers["features.0"]
+    _, state = log.tag("unit_roles/features.0/state")[3]
+    _, by_class = log.tag("unit_roles/features.0/contributions")[3]
+    for split in ("train", "val"):
+        measured = getattr(layer, split).contributions
+        np.testing.assert_allclose(state[f"contribution_{split}"], measured.overall().mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(state[f"error_{split}"], measured.overall().standard_error, rtol=1e-3)
+        np.testing.assert_allclose(by_class[f"contribution_{split}"], measured.by_class().mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(by_class[f"error_{split}"], measured.by_class().standard_error, rtol=1e-3)
+        assert (state[f"effect_{split}"].astype(int) - 1).tolist() == getattr(layer.summary_effects, split).tolist()
+
+
+def test_a_removed_unit_has_no_contribution(log: Log) -> None:
+    training = Training(CONTRIBUTING[:1], contributions=True)
+    log.write(training.report(0, 5), 1)
+    log.write(training.report(1, 5, {"features.0": np.arange(1, 16)}), 2, kept={"features.0": np.arange(1, 16)})
+    _, state = log.tag("unit_roles/features.0/state")[2]
+    _, by_class = log.tag("unit_roles/features.0/contributions")[2]
+    assert np.isnan(state["contribution_val"]).tolist() == [True] + 15 * [False]
+    assert np.isnan(by_class["error_train"]).all(0).tolist() == [True] + 15 * [False]
+    assert state["effect_val"][0] == 255
+
+
+def test_reports_by_turning_point_log_nothing_of_contributions(log: Log) -> None:
+    log.write(Training(SMALL).report(0, 5), 1)
+    row, (_, state) = log.overview()[1], log.tag("unit_roles/conv1/state")[1]
+    assert np.isnan([row[name] for name in ("units_help", "differing_share", "units_removable", "margin_val")]).all()
+    assert not [name for name in state if name.startswith(("contribution", "error", "effect"))]
+    assert not log.tag("unit_roles/conv1/contributions")
 
 
 def test_pruning_keeps_order() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.vocabulary import (
+    GLOSSARY,
     NO_ROLE,
     RANKING_MARGIN,
     RELIABLE_AGREEMENT,
@@ -17,6 +18,9 @@ from lightning_unitrole.reports.vocabulary import (
     ROLE_OF,
     ROLES,
     UNDECIDED,
+    LayerFacts,
+    findings,
+    order_is_informative,
     ranking_is_informative,
     ranking_verdict,
     reliability_verdict,
@@ -78,10 +82,57 @@ def test_a_ranking_that_was_not_measured_is_neither_good_nor_bad() -> None:
     ("agreement", "images", "words"),
     [
         (RELIABLE_AGREEMENT, 100, "are reliable: two halves of 100 images a class agree to 0.60"),
-        (0.59, 20, "are not reliable: two halves of 20 images a class agree only to 0.59, less than 0.6"),
-        (-0.1, 2, "are not reliable"),
+        (0.59, 20, "not enough images to tell the roles: two halves of 20 images a class agree only to 0.59, less"),
+        (-0.1, 2, "use more images"),
         (NAN, 1, "was not measured: there are no two halves of 1 image a class"),
     ],
 )
 def test_the_verdict_on_reliability(agreement: float, images: int, words: str) -> None:
     assert words in reliability_verdict(agreement, images)
+
+
+def facts(name: str, units: int, **known: float) -> LayerFacts:
+    unknown = dict.fromkeys(("help_no_class", "removable", "differing_share", "agreement"), NAN)
+    return LayerFacts(name, units, **{**unknown, **known})
+
+
+def test_the_findings_name_the_layers_that_stand_out() -> None:
+    layers = [
+        facts("conv1", 64, help_no_class=3, removable=0, differing_share=0.02, agreement=0.9),
+        facts("conv2", 512, help_no_class=210, removable=38, differing_share=0.34, agreement=0.8),
+        facts("conv3", 8, help_no_class=8, removable=2, differing_share=0.1, agreement=0.3),
+    ]
+    assert findings(layers) == [
+        "In conv2, 210 of 512 units help no class measurably.",
+        "Without 38 of the 512 units of conv2 the network was as good on other images.",
+        "In conv2, 34 % of the (class, unit) pairs contribute differently on training and validation images.",
+        "There are not enough images to tell the roles of conv3.",
+    ]
+
+
+def test_the_findings_say_when_nothing_was_memorised() -> None:
+    assert findings([facts("conv1", 8, help_no_class=0, differing_share=0.0, agreement=1.0)]) == [
+        "In no layer is there a sign that the network has memorised its training images."
+    ]
+
+
+def test_without_contributions_there_are_no_findings() -> None:
+    assert findings([facts("conv1", 8)]) == []
+    assert findings([]) == []
+
+
+def test_many_layers_without_enough_images_are_counted() -> None:
+    (sentence,) = findings([facts(f"conv{place}", 8, agreement=0.1) for place in range(6)])
+    assert sentence == "There are not enough images to tell the roles of conv0, conv1, conv2 and 3 more."
+
+
+def test_an_order_needs_scores_that_tell_units_apart() -> None:
+    assert [order_is_informative(share, NAN) for share in (0.0, 0.5, NAN)] == [False, True, False]
+    assert order_is_informative(NAN, 1.0)
+
+
+def test_the_glossary_explains_each_word_once() -> None:
+    names = [term.name for term in GLOSSARY]
+    assert len(set(names)) == len(names)
+    for term in GLOSSARY:
+        assert term.meaning.endswith(".")

@@ -2,7 +2,8 @@
 import { unpack } from './unpack.js';
 
 export const MEASURES = ['entropy_val', 'entropy_train', 'selective_val', 'selective_train', 'useful'];
-const FIELDS = ['roles', 'rank', ...MEASURES];
+export const CONTRIBUTIONS = ['contribution_train', 'contribution_val', 'error_train', 'error_val'];
+const FIELDS = ['roles', 'rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 'effect_val'];
 // A large layer takes tens of megabytes, so few are kept.
 const KEEP = { layer: 3, classes: 6 };
 
@@ -55,6 +56,11 @@ export class Api {
 
   unit(run, layer, unit) {
     return this.get('unit', { run, layer, unit });
+  }
+
+  // contribution of a unit to each class at one step, with its standard error
+  contributions(run, layer, unit, step) {
+    return this.get('contributions', { run, layer, unit, step });
   }
 
   curves(run, layer, klass) {

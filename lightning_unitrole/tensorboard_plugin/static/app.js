@@ -7,7 +7,9 @@ import { watchDarkMode, watchReload } from './host.js';
 import { Palette } from './palette.js';
 import { State } from './state.js';
 import { ablation } from './views/ablation.js';
+import { warn } from './views/doubts.js';
 import { entropy } from './views/entropy.js';
+import { read } from './views/layers.js';
 import { overview } from './views/overview.js';
 import { runs } from './views/runs.js';
 import { transitions } from './views/transitions.js';
@@ -110,7 +112,7 @@ export class App {
     this.set({ step: at >= time.steps.length - 1 ? '' : time.steps[at] });
   }
 
-  // Everything about the layer in sight; roles are those of the chosen class, or of most classes.
+  // Everything about the layer in sight; roles are those of the chosen class, or over all classes.
   async unitData() {
     const { run, layer, klass } = this;
     const data = await this.api.layer(run.name, layer.index);
@@ -160,8 +162,10 @@ export class App {
     const asked = performance.now();
     const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
     for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
-    for (const tab of this.tabs.querySelectorAll('[role=tab]'))
+    for (const tab of this.tabs.querySelectorAll('[role=tab]')) {
       tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
+      tab.tabIndex = tab.id === `tab-${view.id}` ? 0 : -1;
+    }
     this.drawControls(view);
     const panel = this.panels.get(view.id);
     if (!this.drawn.has(view.id)) this.drawn.set(view.id, view.create(this, panel));
@@ -178,6 +182,8 @@ export class App {
       this.message.hidden = true;
       this.main.classList.remove('failed');
       this.drawCursor(this.time(steps));
+      this.table = read(this, steps);
+      this.doubt.replaceChildren(...warn(this, view.id, panel));
       const start = performance.now();
       keepFocus(() => instance.draw(data));
       panel.getBoundingClientRect(); // so that the layout is part of the measured time
@@ -234,7 +240,7 @@ export class App {
     if (uses.has('class')) {
       const more = run.num_classes - run.classes.length;
       const options = [
-        ['all', view.allClasses || 'All: the role in most classes'],
+        ['all', view.allClasses || 'All classes together'],
         ...run.class_names.map((name, place) => [String(place), name]),
       ];
       fields.push(

@@ -82,6 +82,17 @@ const bandPath = (points, x, y) => {
     .join('');
 };
 
+// What a chart shows for those who cannot see it: how each line with a name begins and ends.
+function inWords({ label, yLabel, xLabel, yFormat = shortNumber }, series) {
+  const lines = series.flatMap(({ name, points }) => {
+    const values = points.map(([, y]) => y).filter(Number.isFinite);
+    const format = (value) => yFormat(Number(value.toPrecision(3)));
+    return name && values.length ? [`${name} from ${format(values[0])} to ${format(values[values.length - 1])}`] : [];
+  });
+  const what = [label || yLabel, xLabel && `over ${xLabel}`].filter(Boolean).join(' ');
+  return lines.length ? `${what}: ${lines.join(', ')}` : what;
+}
+
 // options: width, height, xDomain, yDomain, xTicks [{at, label}], yFormat, xLabel, yLabel, label (for screen readers),
 // series [{points, colour, dash, width, name, dots}], bands [{points: [x, low, high], colour, opacity}],
 // cursor, onpick(x), describe(x) -> lines, marks: SVG nodes from (x, y) => nodes
@@ -125,7 +136,7 @@ export function chart(options) {
       height,
       viewBox: `0 0 ${width} ${height}`,
       role: 'img',
-      'aria-label': options.label || options.yLabel,
+      'aria-label': inWords(options, series),
     },
     grid,
     bands.map((band) =>

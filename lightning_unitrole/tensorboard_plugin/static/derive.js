@@ -101,19 +101,24 @@ export function bins(values, low, high, size) {
 }
 
 // Units in the order in which the raster shows them. Ties keep the order of the unit numbers.
-export function order(sort, { roles, units, at, measure }) {
+export function order(sort, { roles, units, at, measure, contribution }) {
   const indices = Array.from({ length: units }, (_, u) => u);
   const last = (value) => (Number.isFinite(value) ? value : Infinity);
   const { changes, stable } = history(roles, units, at);
   const keys = {
     unit: () => 0,
     role: (u) => STACK.indexOf(roles[at * units + u]),
+    contribution: () => 0,
     stable: (u) => stable[u],
     changes: (u) => -changes[u],
     entropy: (u) => last(measure ? measure[at * units + u] : NaN),
   };
   const key = Float64Array.from(indices, keys[sort] || keys.unit);
-  return indices.sort((a, b) => key[a] - key[b] || a - b);
+  // Within a role, and by itself, what contributes most comes first.
+  const second = sort === 'role' || sort === 'contribution' ? contribution : null;
+  const more = second ? Float64Array.from(indices, (u) => last(-second[at * units + u])) : new Float64Array(units);
+  const between = (a, b) => (a === b ? 0 : a - b);
+  return indices.sort((a, b) => key[a] - key[b] || between(more[a], more[b]) || a - b);
 }
 
 export function extent(values) {

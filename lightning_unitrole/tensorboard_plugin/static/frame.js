@@ -1,33 +1,35 @@
-// What stands around the views: tabs, controls, the bar of the cursor, the list of keys, and what to say without data.
+// What stands around the views: tabs, controls, the bar of the cursor, and what to say without data.
 import { h, plural } from './dom.js';
-
-const KEYS = [
-  ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
-  ['1 – 7', 'choose a view'],
-  ['[ ]', 'layer before, layer after'],
-  ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
-  ['P', 'play, pause'],
-  ['Esc', 'drop the filter'],
-  ['?', 'this list'],
-];
+import { helpDialog } from './help.js';
 
 export function buildFrame(app, views) {
+  const help = helpDialog();
   const tabs = h(
-    'nav',
-    { class: 'tabs', role: 'tablist', 'aria-label': 'Views' },
+    'div',
+    { class: 'tabs', role: 'tablist', 'aria-label': 'Views', onkeydown: (event) => walk(event, app, views) },
     views.map((view, place) =>
       h(
         'button',
         {
           role: 'tab',
           id: `tab-${view.id}`,
+          'aria-controls': `view-${view.id}`,
           title: `${view.tab} (${place + 1})`,
           onclick: () => app.set({ view: view.id }),
         },
         view.tab,
       ),
     ),
-    h('button', { class: 'help', title: 'Keys (?)', 'aria-label': 'Keys', onclick: () => help.showModal() }, '?'),
+  );
+  const question = h(
+    'button',
+    {
+      class: 'help',
+      title: 'Glossary and keys (?)',
+      'aria-label': 'Glossary and keys',
+      onclick: () => help.showModal(),
+    },
+    '?',
   );
   const controls = h('div', { class: 'controls' });
   const slider = h('input', {
@@ -72,6 +74,8 @@ export function buildFrame(app, views) {
       view.id,
       h('section', {
         class: `view view-${view.id}`,
+        id: `view-${view.id}`,
+        tabindex: 0,
         role: 'tabpanel',
         'aria-labelledby': `tab-${view.id}`,
         hidden: true,
@@ -79,20 +83,23 @@ export function buildFrame(app, views) {
     ]),
   );
   const notice = h('aside', { role: 'status' });
-  const main = h('main', {}, notice, message, [...panels.values()]);
-  const help = h(
-    'dialog',
-    { class: 'keys', 'aria-label': 'Keys' },
-    h('h2', {}, 'Keys'),
-    h(
-      'dl',
-      {},
-      KEYS.map(([keys, what]) => [h('dt', {}, keys), h('dd', {}, what)]),
-    ),
-    h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),
-  );
-  app.root.append(h('header', {}, tabs, controls, cursor), main, help);
-  return { tabs, controls, slider, readout, player, cursor, notice, message, panels, main, help };
+  const doubt = h('aside', { class: 'doubts', 'aria-label': 'Reliability' });
+  const bar = h('div', { class: 'bar-of-tabs' }, tabs, question);
+  const main = h('main', {}, notice, message, doubt, [...panels.values()]);
+  app.root.append(h('h1', { class: 'unseen' }, 'Unit roles'), h('header', {}, bar, controls, cursor), main, help);
+  return { tabs, controls, slider, readout, player, cursor, notice, message, doubt, panels, main, help };
+}
+
+// Arrow keys, Home and End walk through the tabs, and do not move the cursor there.
+function walk(event, app, views) {
+  const at = views.findIndex(({ id }) => event.target.id === `tab-${id}`);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: views.length - 1 }[event.key];
+  if (at < 0 || to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const { id } = views[(to + views.length) % views.length];
+  app.set({ view: id });
+  app.tabs.querySelector(`#tab-${id}`).focus();
 }
 
 // What of the logs is not shown, and why.

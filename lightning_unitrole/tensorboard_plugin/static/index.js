@@ -7,7 +7,9 @@ import { adopt } from './vocabulary.js';
 
 export async function render() {
   document.title = 'Unit roles';
-  document.head.append(h('link', { rel: 'stylesheet', href: './style.css' }));
+  document.documentElement.lang = 'en';
+  for (const sheet of ['style', 'overview'])
+    document.head.append(h('link', { rel: 'stylesheet', href: `./${sheet}.css` }));
   borrowFonts();
   try {
     adopt(await vocabulary());

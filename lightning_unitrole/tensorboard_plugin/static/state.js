@@ -10,7 +10,10 @@ const DEFAULTS = {
   from: '', // first step of a transition; '' is the first analysis
   filter: '', // 'before-after': codes of two roles
   unit: '',
-  sort: 'unit',
+  sort: 'role',
+  form: 'table', // of the overview
+  order: '', // column by which the overview is sorted
+  find: '', // part of the name of a layer
   colour: 'role',
   measure: 'entropy',
   shares: 'pairs',

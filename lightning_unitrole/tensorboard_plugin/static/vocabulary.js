@@ -5,12 +5,14 @@ export const STACK = []; // all codes, from the bottom of a stack of shares to i
 export const REAL_ROLES = []; // those that say what a unit is good for
 export const SHARED_ROLES = []; // the same and "undecided": what the shares of a layer add up from
 export const background = {};
+export const glossary = []; // [{name, meaning}]
 
 const byCode = new Map();
 const real = new Uint8Array(256);
 
 export function adopt(vocabulary) {
   Object.assign(background, vocabulary.background);
+  glossary.push(...vocabulary.glossary);
   for (const role of vocabulary.roles) {
     byCode.set(role.code, role);
     ROLE[role.name] = role.code;

@@ -9,9 +9,12 @@ const SPLITS = {
 };
 const ORDERS = {
   least_first: { label: 'least effective first', dash: '', width: 2.5 },
-  random: { label: 'random order', dash: '2 3', width: 1.5 },
+  contribution: { label: 'contributing least first', dash: '10 3 2 3', width: 2 },
+  random: { label: 'random orders', dash: '2 3', width: 1.5 },
   most_first: { label: 'most effective first', dash: '7 4', width: 1.5 },
 };
+const isRandom = (curve) => curve.order.startsWith('random');
+const orderOf = (curve) => ORDERS[isRandom(curve) ? 'random' : curve.order];
 
 export const ablation = {
   id: 'ablation',
@@ -23,11 +26,10 @@ export const ablation = {
     root.append(
       explain(
         'How many units the layer can do without',
-        'Units are switched off one after another. Where the loss is lowest with the most units off lies the ' +
-          'turning point: units that are still on there are effective. If the ranking is right, the order that ' +
-          'switches off the least effective units first keeps its accuracy longest; the area between it and the ' +
-          'reverse order is the ranking gap, shaded for validation. A ranking worth its name also beats a random ' +
-          'order.',
+        'Units are switched off one after another, from all on at the left to all off at the right. If an order is ' +
+          'right, the network keeps its accuracy longest when the least effective units go first; the area between ' +
+          'that and the reverse order is the ranking gap, shaded for validation. An order worth its name leaves the ' +
+          'grey band of random orders.',
       ),
       body,
     );
@@ -70,12 +72,13 @@ function draw(ctx, data, body) {
   const metric = hasTop5 ? ctx.state.get('accuracy') : 'accuracy';
   const units = Math.max(...curves.map((curve) => curve.ablated[curve.ablated.length - 1]));
   const width = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
-  const shared = { curves, units, width };
+  const turningPoints = data.info.by_class[time.at];
+  const shared = { curves, units, width, turningPoints };
   return [
     h(
       'div',
       { class: 'options' },
-      key(curves),
+      key(curves, turningPoints),
       h('span', { class: 'spring' }),
       hasTop5 &&
         choice(
@@ -100,14 +103,19 @@ function draw(ctx, data, body) {
           metric,
           yDomain: [0, 1],
           yFormat: (value) => percent(value),
-          label: metric === 'top5' ? 'top-5 accuracy' : 'accuracy',
+          label: `${metric === 'top5' ? 'top-5 accuracy' : 'accuracy'}, ${ctx.className(ctx.klass)}`,
         }),
       ),
       h(
         'div',
         { class: 'card' },
         h('h3', {}, 'Loss'),
-        curveChart({ ...shared, metric: 'loss', yDomain: lossDomain(curves), label: 'loss' }),
+        curveChart({
+          ...shared,
+          metric: 'loss',
+          yDomain: lossDomain(curves),
+          label: `loss, ${ctx.className(ctx.klass)}`,
+        }),
       ),
     ),
     h(
@@ -118,20 +126,20 @@ function draw(ctx, data, body) {
         curves,
         data.info.rankings.filter(({ at }) => at === time.at),
         time,
+        turningPoints,
       ),
     ),
   ];
 }
 
-function key(curves) {
-  const orders = Object.keys(ORDERS).filter((order) => curves.some((curve) => curve.order === order));
+function key(curves, turningPoints) {
+  const orders = Object.keys(ORDERS).filter((order) => curves.some((curve) => orderOf(curve) === ORDERS[order]));
   return h(
     'p',
     { class: 'key' },
-    Object.values(SPLITS).map(({ label, colour }) => [
-      h('i', { class: 'dot-key', style: `background: ${colour}` }),
-      label,
-    ]),
+    Object.entries(SPLITS)
+      .filter(([split]) => curves.some((curve) => curve.split === split))
+      .map(([, { label, colour }]) => [h('i', { class: 'dot-key', style: `background: ${colour}` }), label]),
     h('span', { class: 'divider' }),
     orders.map((order) => [
       svg(
@@ -149,13 +157,15 @@ function key(curves) {
       ),
       ORDERS[order].label,
     ]),
-    h('span', { class: 'divider' }),
-    svg(
-      'svg',
-      { width: 12, height: 12, 'aria-hidden': true },
-      svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' }),
-    ),
-    'turning point',
+    turningPoints && [
+      h('span', { class: 'divider' }),
+      svg(
+        'svg',
+        { width: 12, height: 12, 'aria-hidden': true },
+        svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' }),
+      ),
+      'turning point',
+    ],
   );
 }
 
@@ -171,10 +181,10 @@ function lossDomain(curves) {
   return [Math.min(0, values[0] || 0), high * 1.05];
 }
 
-function curveChart({ curves, units, width, metric, yDomain, yFormat, label }) {
+function curveChart({ curves, units, width, turningPoints, metric, yDomain, yFormat, label }) {
   const points = (curve) => Array.from(curve.ablated, (off, i) => [off, curve[metric][i]]);
   const clipped = (list) => list.map(([x, y]) => [x, Number.isFinite(y) ? Math.min(y, yDomain[1]) : y]);
-  const drawn = [...curves].sort((a, b) => (ORDERS[b.order].width < ORDERS[a.order].width ? -1 : 1)).reverse();
+  const drawn = [...curves].sort((a, b) => (orderOf(b).width < orderOf(a).width ? -1 : 1)).reverse();
   const pair = metric === 'loss' ? [] : gap(curves, metric);
   const ticks = Array.from({ length: 5 }, (_, i) => Math.round((units * i) / 4));
   return chart({
@@ -186,14 +196,27 @@ function curveChart({ curves, units, width, metric, yDomain, yFormat, label }) {
     xTicks: [...new Set(ticks)].map((at) => ({ at, label: at })),
     xLabel: `units switched off, of ${units} in the layer`,
     yLabel: label,
-    bands: pair.length ? [{ points: pair, colour: SPLITS.val.colour, opacity: 0.1 }] : [],
+    bands: [
+      ...(pair.length ? [{ points: pair, colour: SPLITS.val.colour, opacity: 0.1 }] : []),
+      ...Object.keys(SPLITS).map((split) => ({
+        points: randomBand(
+          curves.filter((curve) => curve.split === split && isRandom(curve)),
+          metric,
+          yDomain,
+        ),
+        colour: 'var(--ink-faint)',
+        opacity: 0.35,
+      })),
+    ],
     series: drawn.map((curve) => ({
+      name: `${SPLITS[curve.split].label}, ${orderOf(curve).label}`,
       points: clipped(points(curve)),
-      colour: SPLITS[curve.split].colour,
-      dash: ORDERS[curve.order].dash,
-      width: ORDERS[curve.order].width,
+      colour: isRandom(curve) ? 'var(--ink-faint)' : SPLITS[curve.split].colour,
+      dash: orderOf(curve).dash,
+      width: orderOf(curve).width,
     })),
     marks: (x, y) =>
+      turningPoints &&
       curves.filter((curve) => curve.order === 'least_first').map((curve) => turning(curve, metric, x, y, yDomain)),
     xSnap: (at) => nearest(curves[0].ablated, at),
     describe: (off) => [
@@ -203,7 +226,7 @@ function curveChart({ curves, units, width, metric, yDomain, yFormat, label }) {
         .map((curve) => {
           const value = curve[metric][curve.ablated.indexOf(off)];
           const text = metric === 'loss' ? decimal(value, 3) : percent(value, 1);
-          return `${SPLITS[curve.split].label}, ${ORDERS[curve.order].label}: ${text}`;
+          return `${SPLITS[curve.split].label}, ${orderOf(curve).label}: ${text}`;
         }),
     ],
   });
@@ -230,6 +253,17 @@ function turning(curve, metric, x, y, [low, high]) {
   );
 }
 
+// From the lowest to the highest of several random orders, where they were looked at with as many units off.
+function randomBand(curves, metric, [, high]) {
+  if (curves.length < 2) return [];
+  return Array.from(curves[0].ablated)
+    .filter((off) => curves.every(({ ablated }) => ablated.includes(off)))
+    .map((off) => {
+      const values = curves.map((curve) => Math.min(high, curve[metric][curve.ablated.indexOf(off)]));
+      return [off, Math.min(...values), Math.max(...values)];
+    });
+}
+
 // Between least and most effective first on validation images.
 function gap(curves, metric) {
   const find = (order) => curves.find((curve) => curve.split === 'val' && curve.order === order);
@@ -238,7 +272,7 @@ function gap(curves, metric) {
   return Array.from(least.ablated, (off, i) => [off, least[metric][i], most[metric][i]]);
 }
 
-function sentences(ctx, curves, rankings, time) {
+function sentences(ctx, curves, rankings, time, turningPoints) {
   const rows = [];
   for (const split of ['train', 'val']) {
     const least = curves.find((curve) => curve.split === split && curve.order === 'least_first');
@@ -255,9 +289,11 @@ function sentences(ctx, curves, rankings, time) {
           h('i', { class: 'dot-key', style: `background: ${SPLITS[split].colour}` }),
           SPLITS[split].label,
         ),
-        h('td', {}, `${least.turning} of ${total} off`),
-        h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
-        h('td', {}, `${least.turning_accuracy} off`),
+        turningPoints && [
+          h('td', {}, `${least.turning} of ${total} off`),
+          h('td', {}, `${plural(total - least.turning, 'unit')} (${percent((total - least.turning) / total)})`),
+          h('td', {}, `${least.turning_accuracy} off`),
+        ],
         h('td', {}, signed(gap ?? NaN)),
         h('td', {}, signed(overRandom ?? NaN)),
         h(
@@ -284,14 +320,12 @@ function sentences(ctx, curves, rankings, time) {
           'tr',
           {},
           [
-            '',
-            'turning point (loss)',
-            'effective units',
-            'turning point (accuracy)',
+            'images',
+            ...(turningPoints ? ['turning point (loss)', 'effective units', 'turning point (accuracy)'] : []),
             'ranking gap',
-            'over a random order',
-            '',
-          ].map((text) => h('th', {}, text)),
+            'over random orders',
+            'verdict',
+          ].map((text) => h('th', { scope: 'col' }, text)),
         ),
       ),
       h('tbody', {}, rows),

@@ -1,254 +1,225 @@
-// Layers x analyses: how large the share of each role is, and how many units changed theirs.
-import { analysisTicks, chart, interactive, linear, shortNumber } from '../charts.js';
-import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
-import { columnOf, fillOf, isRole, ROLE, SHARED_ROLES, STACK } from '../vocabulary.js';
-import { explain, legend, swatch } from './parts.js';
+// A table to decide from: one row a layer. The charts of the same layers are behind it.
+import { choice, decimal, h, percent, signed, svg } from '../dom.js';
+import { columnOf, fillOf, REAL_ROLES, roleOf } from '../vocabulary.js';
+import { doubts } from './doubts.js';
+import { codesOf, drawLayers, read, stack } from './layers.js';
+import { explain, legend, nothing } from './parts.js';
 
-const SHARES = 84;
-const CHANGES = 30;
-const GAP = 8;
+const WIDTH = 150;
+const HEIGHT = 30;
 
-// The choice between the two ways to count, here and in the comparison of runs.
-export const SHARES_OF = [
-  ['pairs', 'units × classes', 'Every unit counts once for each class'],
-  ['units', 'units', 'Every unit counts once, with the role it has in most classes'],
+// name, heading, what it says, how to read it from a table; a column that is known of no layer is left out
+const MEASURED = [
+  ['units_help', 'help', 'Units that help over all classes, by a test of their contributions on validation images'],
+  ['units_no_effect', 'no effect', 'Units without a measurable effect on any class'],
+  ['units_hurt', 'hurt', 'Units that hurt over all classes'],
+  [
+    'differing_share',
+    'differing',
+    'Share of the (class, unit) pairs whose contribution differs between training and validation images',
+    (share) => percent(share, 1),
+  ],
+  [
+    'agreement',
+    'agreement',
+    'How well the roles from two halves of the images agree: 1 at best',
+    (kappa) => decimal(kappa),
+  ],
+  [
+    'units_removable',
+    'removable',
+    'Units without which, all at once, the network was measured to be as good on other images',
+  ],
 ];
-export const changedColumn = (pairs) => (pairs ? 'pairs_changed' : 'units_changed');
+const text = (value) => (Number.isFinite(value) ? String(value) : '–');
 
 export const overview = {
   id: 'overview',
   tab: 'Overview',
   uses: ['run'],
   create(ctx, root) {
+    const search = h('input', {
+      type: 'search',
+      placeholder: 'name of a layer',
+      'aria-label': 'Find a layer',
+      oninput: (event) => ctx.set({ find: event.target.value }),
+    });
+    const found = h('p', { class: 'findings', role: 'status' });
+    const form = h('span', {});
+    const body = h('div', {});
+    root.append(
+      explain(
+        'Which layers are too wide, and which memorise',
+        'One row a layer, at the cursor. Click a heading to sort by it, a layer to see its units.',
+      ),
+      found,
+      h('div', { class: 'options' }, h('label', { class: 'field' }, h('span', {}, 'Find'), search), form),
+      body,
+    );
     return {
       load: () => ctx.api.overview(ctx.run.name),
-      draw: (data) => draw(ctx, root, read(ctx, data)),
+      draw(data) {
+        const table = read(ctx, data);
+        const shown = ctx.state.get('form') === 'charts' ? 'charts' : 'table';
+        search.value = ctx.state.get('find');
+        search.parentElement.hidden = shown === 'charts';
+        found.textContent = table.findings(table.time.at).join(' ');
+        found.hidden = !found.textContent;
+        form.replaceChildren(
+          choice(
+            'Show',
+            [
+              ['table', 'table'],
+              ['charts', 'charts over time'],
+            ],
+            shown,
+            (value) => ctx.set({ form: value }),
+          ),
+        );
+        if (shown === 'charts') drawLayers(ctx, body, table);
+        else drawTable(ctx, body, table);
+      },
     };
   },
 };
 
-// table.at(t, layer, column) and table.verdict(t, layer) over the flat numbers of the server
-export function read(ctx, data) {
-  const columns = new Map(data.info.columns.map((name, place) => [name, place]));
-  const layers = data.info.layers.length;
-  const at = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
-  const verdict = (t, layer) => data.info.verdicts[data.verdict[t * layers + layer]];
-  return { at, verdict, time: ctx.time(data), layers: data.info.layers };
-}
-
-// Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
-export function stack(table, t, layer, original, pairs) {
-  if (pairs) {
-    const left = table.at(t, layer, 'present') / original;
-    return [
-      ...SHARED_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${columnOf(code)}`)]),
-      [ROLE.REMOVED, 1 - left],
-    ];
+function drawTable(ctx, body, table) {
+  const t = table.time.at;
+  const every = ctx.run.layers.map((layer, place) => ({ ...layer, place }));
+  const known = (column) => every.some(({ place }) => Number.isFinite(table.at(t, place, column)));
+  const byRole = REAL_ROLES.map((code) => [`units_${columnOf(code)}`, roleOf(code).label, roleOf(code).meaning]);
+  const measured = (known('units_help') ? MEASURED : byRole).filter(([column]) => known(column));
+  const [sort, down] = sorting(ctx);
+  const wanted = ctx.state.get('find').trim().toLowerCase();
+  const rows = every.filter(({ name }) => name.toLowerCase().includes(wanted));
+  const key = ({ place }) => table.at(t, place, sort === 'ranking' ? 'ranking_gap' : sort);
+  if (sort) {
+    const last = (value) => (Number.isFinite(value) ? (down ? -value : value) : Infinity);
+    rows.sort((a, b) =>
+      sort === 'name' ? (down ? -1 : 1) * a.name.localeCompare(b.name) : last(key(a)) - last(key(b)) || 0,
+    );
   }
-  const counts = SHARED_ROLES.map((code) => [code, table.at(t, layer, `units_${columnOf(code)}`)]);
-  const present = table.at(t, layer, 'present');
-  if (!Number.isFinite(counts[0][1])) return [];
-  const known = counts.reduce((sum, [, count]) => sum + (count || 0), 0);
-  return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [
-    code,
-    count / original,
-  ]);
-}
-
-function draw(ctx, root, table) {
-  const { time } = table;
-  const pairs = ctx.state.get('shares') === 'pairs';
-  const highest = Math.max(
-    0.05,
-    ...time.labels.flatMap((_, t) => table.layers.map((_, l) => table.at(t, l, changedColumn(pairs)) || 0)),
-  );
-  const top = [0.05, 0.1, 0.25, 0.5, 0.75, 1].find((limit) => limit >= highest);
-  root.replaceChildren(
-    explain(
-      'How the roles of each layer’s units shift',
-      'Each column is one analysis, split by the shares of the roles: every unit counts once for each class, or ' +
-        'once in all with the role it has in most classes. The bars below say what share changed role since the ' +
-        'analysis before: tall early and short late means that roles settle. Click a column to move the cursor, a ' +
-        'layer to see its units.',
-    ),
+  const heading = ([column, label, title]) =>
     h(
-      'div',
-      { class: 'options' },
-      legend(ctx, codesOf(ctx, table, pairs)),
-      choice('Shares of', SHARES_OF, ctx.state.get('shares'), (shares) => ctx.set({ shares })),
-    ),
-  );
-  const list = h('div', { class: 'layers' });
-  root.append(list);
-  ctx.run.layers.forEach((layer, place) => {
-    const open = () => ctx.set({ view: 'units', layer: layer.name, unit: '', filter: '' });
-    const picture = h('div', { class: 'layer-chart' });
-    list.append(
+      'th',
+      { scope: 'col', 'aria-sort': sort === column ? (down ? 'descending' : 'ascending') : null },
       h(
-        'article',
-        { class: 'layer-row' },
-        h(
-          'div',
-          { class: 'layer-name' },
-          h(
-            'button',
-            { class: 'link', onclick: open, title: 'See the units of this layer' },
-            layer.name || '(the model itself)',
-          ),
-          h('small', {}, `${plural(layer.units, 'unit')}, ${layer.map_size.join(' × ')} maps`),
-        ),
-        picture,
-        facts(table, place, layer, pairs),
+        'button',
+        { class: 'sort', title, 'data-sort': column, onclick: () => ctx.set({ order: next(sort, down, column) }) },
+        label,
+        h('span', { 'aria-hidden': true }, sort === column ? (down ? ' ▾' : ' ▴') : ''),
       ),
     );
-    const width = Math.max(200, picture.clientWidth);
-    const lastRow = place === ctx.run.layers.length - 1;
-    const shown = time.labels.some(
-      (_, t) =>
-        stack(table, t, place, layer.units, pairs).length &&
-        Number.isFinite(stack(table, t, place, layer.units, pairs)[0][1]),
-    );
-    picture.append(
-      shown ? columns(ctx, table, place, layer, { width, pairs, top, lastRow }) : band(ctx, table, place, width),
-    );
-  });
-}
-
-function codesOf(ctx, table, pairs) {
-  const seen = new Set();
-  ctx.run.layers.forEach((layer, place) => {
-    for (let t = 0; t < table.time.labels.length; t++)
-      for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
-  });
-  return STACK.filter((code) => isRole(code) || seen.has(code));
-}
-
-function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
-  const { time } = table;
-  const left = 56;
-  const right = width - 8;
-  const count = time.labels.length;
-  const step = Math.min((right - left) / count, 120);
-  const height = SHARES + GAP + CHANGES + (lastRow ? 36 : 20);
-  // Whole pixels, or hairlines of the background would show between the columns.
-  const x = (t) => Math.round(left + t * step);
-  const y = linear([0, 1], [SHARES, 4]);
-  const base = SHARES + GAP + CHANGES;
-  const areas = new Map();
-  let bars = '';
-  for (let t = 0; t < count; t++) {
-    let filled = 0;
-    for (const [code, share] of stack(table, t, place, layer.units, pairs)) {
-      if (!(share > 0)) continue;
-      const edge = `M${x(t)},${y(filled + share).toFixed(2)}H${x(t + 1)}V${y(filled).toFixed(2)}H${x(t)}Z`;
-      areas.set(code, (areas.get(code) || '') + edge);
-      filled += share;
-    }
-    const changed = table.at(t, place, changedColumn(pairs));
-    if (changed > 0) {
-      const [from, up, wide] = [x(t) + step * 0.12, (-changed / top) * CHANGES, step * 0.76];
-      bars += `M${from.toFixed(2)},${base}v${up.toFixed(2)}h${wide.toFixed(2)}V${base}Z`;
-    }
-  }
-  const ticks = analysisTicks(time.labels, Math.max(2, Math.floor((count * step) / 70)));
-  const root = svg(
-    'svg',
-    { class: 'chart', width, height, role: 'img', 'aria-label': `Shares of roles in ${layer.name} over time` },
-    [0, 0.5, 1].map((share) =>
-      svg('text', { class: 'tick', x: left - 6, y: y(share) + 4, 'text-anchor': 'end' }, percent(share)),
-    ),
-    [...areas].map(([code, d]) => svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code })),
-    svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
-    svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
-    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'changed'),
-    svg('line', { class: 'grid', x1: left, x2: x(count), y1: base - CHANGES, y2: base - CHANGES }),
-    svg('path', { class: 'changes', d: bars }),
-    svg('line', { class: 'axis', x1: left, x2: x(count), y1: base, y2: base }),
-    ticks.map(({ at, label }) =>
-      svg('text', { class: 'tick', x: x(at + 0.5), y: base + 15, 'text-anchor': 'middle' }, shortNumber(label)),
-    ),
-    lastRow &&
-      svg('text', { class: 'axis-label', x: (left + x(count)) / 2, y: base + 32, 'text-anchor': 'middle' }, time.axis),
-    svg('rect', { class: 'cursor-box', x: x(time.at), y: 2, width: Math.max(2, step), height: base - 2 }),
-  );
-  return interactive(root, {
-    x: linear([-0.5, count - 0.5], [left, x(count)]),
-    xDomain: [0, count - 1],
-    margin: { left, right: width - x(count) },
-    width,
-    top: 4,
-    bottom: base,
-    onpick: (t) => ctx.pick(time, t),
-    describe: (t) => [h('strong', {}, ctx.when(time, t)), ...describe(ctx, table, t, place, layer, pairs)],
-  });
-}
-
-function describe(ctx, table, t, place, layer, pairs) {
-  const lines = stack(table, t, place, layer.units, pairs)
-    .filter(([, share]) => share > 0)
-    .map(([code, share]) => h('div', {}, swatch(code), `${ctx.role(code).label} ${percent(share, 1)}`))
-    .reverse();
-  const changed = table.at(t, place, changedColumn(pairs));
-  return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
-}
-
-// Without ablation there are no roles; the entropy still tells a story.
-function band(ctx, table, place, width) {
-  const { time } = table;
-  const points = (column) => time.labels.map((_, t) => [t, table.at(t, place, column)]);
-  const low = points('entropy_q25');
-  const high = points('entropy_q75');
-  const last = Math.max(time.labels.length - 1, 1);
-  return chart({
-    width,
-    height: SHARES + CHANGES + 40,
-    margin: { left: 56, right: 8, top: 8, bottom: 34 },
-    xDomain: time.labels.length > 1 ? [0, last] : [-0.5, 0.5],
-    yDomain: [0, Math.max(1, ...high.map(([, v]) => v || 0))],
-    xTicks: analysisTicks(time.labels, Math.max(2, Math.floor(width / 90))),
-    xLabel: `${time.axis} · no ablation, so no roles: median and quartiles of the feature entropy (nats)`,
-    label: 'Feature entropy over time',
-    bands: [{ points: low.map(([t, value], i) => [t, value, high[i][1]]), colour: 'var(--accent)' }],
-    series: [{ points: points('entropy_q50'), colour: 'var(--accent)' }],
-    cursor: time.at,
-    onpick: (t) => ctx.pick(time, t),
-    describe: (t) => [
-      h('strong', {}, ctx.when(time, t)),
-      `median entropy ${decimal(table.at(t, place, 'entropy_q50'))} nats`,
-    ],
-  });
-}
-
-// What the cursor says of the layer.
-function facts(table, place, layer, pairs) {
-  const t = table.time.at;
-  const value = (column) => table.at(t, place, column);
-  const present = value('present');
-  const gap = value('ranking_gap');
-  const rows = [
-    ['changed role', percent(value(changedColumn(pairs)), 1), 'Share whose role differs from the analysis before'],
-    ['median entropy', `${decimal(value('entropy_q50'))} nats`, 'Feature entropy on validation images, over the units'],
-    Number.isFinite(gap) && [
-      'ranking gap',
-      signed(gap),
-      'Area between the ablation curves, least effective first and most effective first, on validation images',
-    ],
-    Number.isFinite(value('turning_val')) && [
-      'effective',
-      percent(1 - value('turning_val')),
-      'Units that stand at the turning point, on validation images',
-    ],
-    present < layer.units && ['units left', `${present} of ${layer.units}`, 'Removed units are shown as removed'],
+  const head = [
+    heading(['name', 'layer', 'Name, number of units and size of the maps']),
+    h('th', { scope: 'col' }, 'roles over time'),
+    ...measured.map(heading),
+    heading([
+      'ranking',
+      'ranking',
+      'Whether the criterion ranks the units better than a random order; sorted by its gap',
+    ]),
   ];
+  body.replaceChildren(
+    h('div', { class: 'options' }, legend(ctx, codesOf(ctx, table, false))),
+    h(
+      'div',
+      { class: 'card wide-table' },
+      h(
+        'table',
+        { class: 'layers-table' },
+        h('thead', {}, h('tr', {}, head)),
+        h(
+          'tbody',
+          {},
+          rows.map((layer) => row(ctx, table, layer, measured)),
+        ),
+      ),
+    ),
+    rows.length ? '' : nothing('No layer has such a name.'),
+  );
+}
+
+// The state of the sorting is 'column' or '-column', the latter from the largest down.
+function sorting(ctx) {
+  const order = ctx.state.get('order');
+  return order.startsWith('-') ? [order.slice(1), true] : [order, false];
+}
+
+function next(sort, down, column) {
+  if (sort !== column) return column === 'name' ? column : `-${column}`;
+  return down === (column === 'name') ? '' : `${down ? '' : '-'}${column}`;
+}
+
+function row(ctx, table, layer, measured) {
+  const t = table.time.at;
+  const { place } = layer;
+  const doubtful = table.doubt('doubt_roles', t, place);
+  const value = (column) => table.at(t, place, column);
+  const open = () => ctx.set({ view: 'units', layer: layer.name, unit: '', filter: '' });
+  const present = value('present');
+  const left = present < layer.units ? `${present} of ${layer.units} units left` : `${layer.units} units`;
   const { text: verdict, warn } = table.verdict(t, place);
   return h(
-    'div',
-    {},
+    'tr',
+    { 'data-layer': layer.name, class: doubtful ? 'doubtful' : null },
     h(
-      'dl',
-      { class: 'facts' },
-      rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', {}, text)]),
+      'th',
+      { scope: 'row' },
+      h('button', { class: 'link', onclick: open }, layer.name || '(the model itself)'),
+      h('small', {}, `${left}, ${layer.map_size.join(' × ')}`),
     ),
-    Number.isFinite(gap) && h('p', { class: warn ? 'verdict warn' : 'verdict' }, verdict),
+    h('td', {}, spark(ctx, table, layer)),
+    measured.map(([column, , , format = text]) =>
+      h(
+        'td',
+        { class: 'number', 'data-column': column, title: column.startsWith('units_removable') ? check(value) : null },
+        format(value(column)),
+      ),
+    ),
+    h(
+      'td',
+      { class: 'words' },
+      h('span', { class: warn ? 'warn' : null, title: `ranking gap ${signed(value('ranking_gap'))}` }, verdict),
+      doubts(table, place),
+    ),
+  );
+}
+
+// The measured accuracies behind the removable units.
+function check(value) {
+  if (!Number.isFinite(value('check_accuracy'))) return null;
+  return (
+    `accuracy on ${value('check_images')} images: ${percent(value('check_accuracy'), 1)} as it is, ` +
+    `${percent(value('check_removed_accuracy'), 1)} without the units that have no effect, ` +
+    `${percent(value('check_helpers_accuracy'), 1)} with the helpers alone, ` +
+    `${percent(value('check_random_accuracy'), 1)} without as many random units`
+  );
+}
+
+// The history of the roles of the units, as small as a word.
+function spark(ctx, table, layer) {
+  const count = table.time.labels.length;
+  const wide = Math.max(1, Math.min(24, WIDTH / count));
+  const areas = new Map();
+  for (let t = 0; t < count; t++) {
+    let filled = 0;
+    for (const [code, share] of stack(table, t, layer.place, layer.units, false)) {
+      if (!(share > 0)) continue;
+      const [top, bottom] = [filled + share, filled].map((part) => (HEIGHT * (1 - part)).toFixed(1));
+      areas.set(code, `${areas.get(code) || ''}M${t * wide},${top}H${(t + 1) * wide}V${bottom}H${t * wide}Z`);
+      filled += share;
+    }
+  }
+  if (!areas.size) return '–';
+  const now = stack(table, table.time.at, layer.place, layer.units, false);
+  const words = now
+    .filter(([, share]) => share > 0)
+    .map(([code, share]) => `${ctx.role(code).label} ${percent(share)}`);
+  return svg(
+    'svg',
+    { class: 'chart spark', width: count * wide, height: HEIGHT, role: 'img', 'aria-label': words.join(', ') },
+    [...areas].map(([code, d]) => svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code })),
+    svg('rect', { class: 'cursor-box', x: table.time.at * wide, y: 0, width: wide, height: HEIGHT }),
   );
 }

@@ -1,20 +1,27 @@
 // Small pieces that several views share.
-import { decimal, h, percent, whole } from '../dom.js';
+import { decimal, h, percent, signed, whole } from '../dom.js';
 import { ROLE, roleOf, STACK } from '../vocabulary.js';
+import { ordered } from './doubts.js';
 
 export const explain = (title, text) => h('div', { class: 'explain' }, h('h2', {}, title), h('p', {}, text));
 
 export const swatch = (code) =>
   h('i', { class: `swatch ${roleOf(code).fill}`, style: `background: var(--role-${code})` });
 
+let unfolded = false; // stays as it is when a view is drawn anew
+
+// The roles and, unfolded, one sentence on what each of them means.
 export function legend(ctx, codes = STACK) {
+  const labels = codes.map((code) => h('span', { title: ctx.role(code).meaning }, swatch(code), ctx.role(code).label));
+  const meanings = codes.map((code) => [
+    h('dt', {}, swatch(code), ctx.role(code).label),
+    h('dd', {}, ctx.role(code).meaning),
+  ]);
   return h(
-    'ul',
-    { class: 'legend', 'aria-label': 'Roles' },
-    codes.map((code) => {
-      const { label, meaning } = ctx.role(code);
-      return h('li', { title: meaning }, swatch(code), label);
-    }),
+    'details',
+    { class: 'legend', open: unfolded, ontoggle: (event) => (unfolded = event.target.open) },
+    h('summary', {}, labels, h('small', {}, 'what they mean')),
+    h('dl', {}, meanings),
   );
 }
 
@@ -29,6 +36,10 @@ export function rampLegend(label, [low, high], note) {
     note && h('small', {}, note),
   );
 }
+
+// A mean with its standard error.
+export const contribution = (data, split, place) =>
+  `${signed(data[`contribution_${split}`][place], 3)} ± ${decimal(data[`error_${split}`][place], 3)}`;
 
 // What a unit is at one analysis, for tooltips.
 export function describeUnit(ctx, data, time, unit, at, past) {
@@ -49,7 +60,9 @@ export function describeUnit(ctx, data, time, unit, at, past) {
     `useful (both) for ${percent(data.useful[place])} of the classes`,
     `entropy ${decimal(data.entropy_val[place])} nats val, ${decimal(data.entropy_train[place])} train`,
     `selective rate ${percent(data.selective_val[place])} val, ${percent(data.selective_train[place])} train`,
-    `rank ${data.rank[place] + 1}, 1 is the most effective`,
+    ordered(ctx) && `rank ${data.rank[place] + 1}, 1 is the most effective`,
+    Number.isFinite(data.contribution_val[place]) &&
+      `contribution ${contribution(data, 'val', place)} nats val, ${contribution(data, 'train', place)} train`,
     past &&
       `at the cursor: ${whole(past.changes[unit])} changes so far, ` +
         `same role since ${ctx.when(time, past.stable[unit])}`,

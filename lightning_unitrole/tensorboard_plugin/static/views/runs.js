@@ -2,7 +2,7 @@
 import { chart, niceTicks, roundDomain } from '../charts.js';
 import { choice, decimal, h, percent, plural, select, svg } from '../dom.js';
 import { columnOf, REAL_ROLES, SHARED_ROLES } from '../vocabulary.js';
-import { changedColumn, read, SHARES_OF } from './overview.js';
+import { changedColumn, read, SHARES_OF } from './layers.js';
 import { explain, nothing, swatch } from './parts.js';
 
 const AT_FIRST = 6;

@@ -84,7 +84,6 @@ function table(ctx, codes, columns, number) {
         {
           'data-cell': key,
           'aria-pressed': String(filter === key),
-          'aria-label': label,
           title: label,
           disabled: units === 0,
           style: `--share: ${(100 * share).toFixed(1)}%`,

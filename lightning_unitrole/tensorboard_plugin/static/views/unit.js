@@ -3,7 +3,9 @@ import { analysisTicks, chart, interactive, linear, overTime, shortNumber } from
 import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
 import { fillOf, ROLE } from '../vocabulary.js';
-import { explain, legend, nothing, swatch } from './parts.js';
+import { ordered } from './doubts.js';
+import { contribution, explain, legend, nothing, swatch } from './parts.js';
+import { EFFECTS, usefulness } from './usefulness.js';
 
 const ROW = 20;
 const LABEL = 130;
@@ -17,8 +19,9 @@ export const unit = {
     root.append(
       explain(
         'One unit from the first analysis to the last',
-        'Its role for every class over time, how regular its responses are, and where it stands in the ranking ' +
-          'of its layer. A unit that is useful for a few classes only is a specialist; one whose stripes flicker ' +
+        'Its role for every class over time, what it contributes to the answers, how regular its responses are, ' +
+          'and where it stands in the ranking of its layer. A ' +
+          'unit that is useful for a few classes only is a specialist; one whose stripes flicker ' +
           'has not found its place.',
       ),
       body,
@@ -29,23 +32,33 @@ export const unit = {
         const data = { ...(await ctx.api.layer(run.name, layer.index)), units: layer.units };
         const chosen = chosenUnit(ctx, data);
         const classes = layer.parts.includes('classes') ? await ctx.api.unit(run.name, layer.index, chosen) : null;
-        return { data, classes, chosen };
+        const { steps, at } = ctx.time(data);
+        const measured = layer.parts.includes('contributions') && at >= 0;
+        const byClass = measured ? await ctx.api.contributions(run.name, layer.index, chosen, steps[at]) : null;
+        return { data, classes, byClass, chosen };
       },
-      draw: ({ data, classes, chosen }) => draw(ctx, body, data, classes, chosen),
+      draw: ({ data, classes, byClass, chosen }) => draw(ctx, body, data, classes, byClass, chosen),
     };
   },
 };
 
-// The chosen unit; otherwise the one that ranks first at the cursor.
+// The chosen unit; otherwise the one that contributes most at the cursor, or ranks first where nobody measured that.
 function chosenUnit(ctx, data) {
   const wanted = ctx.state.get('unit');
   if (wanted !== '' && Number(wanted) >= 0 && Number(wanted) < data.units) return Number(wanted);
   const { at } = ctx.time(data);
-  const place = at < 0 ? -1 : data.rank.subarray(at * data.units, (at + 1) * data.units).indexOf(0);
-  return Math.max(0, place);
+  if (at < 0) return 0;
+  const row = (name) => data[name].subarray(at * data.units, (at + 1) * data.units);
+  const most = Math.max(...row('contribution_val').filter(Number.isFinite));
+  const first = Number.isFinite(most)
+    ? row('contribution_val').indexOf(most)
+    : ordered(ctx)
+      ? row('rank').indexOf(0)
+      : 0;
+  return Math.max(0, first);
 }
 
-function draw(ctx, body, data, classes, chosen) {
+function draw(ctx, body, data, classes, byClass, chosen) {
   const time = ctx.time(data);
   if (!time.steps.length) return body.replaceChildren(nothing('No analysis of this layer was logged.'));
   const series = (name) => Array.from(time.steps, (_, t) => [t, data[name][t * data.units + chosen]]);
@@ -62,6 +75,7 @@ function draw(ctx, body, data, classes, chosen) {
   });
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
+    byClass?.steps.length ? usefulness(ctx, data, byClass, time, chosen, half, present) : '',
     h(
       'div',
       { class: 'card' },
@@ -117,15 +131,16 @@ function draw(ctx, body, data, classes, chosen) {
         'div',
         { class: 'card' },
         h('h3', {}, 'Rank and usefulness'),
-        chart({
-          ...shared('rank'),
-          yDomain: [data.units, 1],
-          yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * data.units))].filter(
-            (tick, i, all) => all.indexOf(tick) === i,
-          ),
-          series: [{ points: present(series('rank'), (rank) => rank + 1), colour: 'var(--accent)' }],
-          describe: (t) => describe(ctx, data, time, chosen, t),
-        }),
+        ordered(ctx) &&
+          chart({
+            ...shared('rank'),
+            yDomain: [data.units, 1],
+            yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * data.units))].filter(
+              (tick, i, all) => all.indexOf(tick) === i,
+            ),
+            series: [{ points: present(series('rank'), (rank) => rank + 1), colour: 'var(--accent)' }],
+            describe: (t) => describe(ctx, data, time, chosen, t),
+          }),
         chart({
           ...shared('useful for'),
           height: 170,
@@ -153,7 +168,9 @@ function describe(ctx, data, time, chosen, t) {
     h('div', {}, swatch(data.roles[at]), ctx.role(data.roles[at]).label),
     `entropy ${decimal(data.entropy_val[at])} nats val, ${decimal(data.entropy_train[at])} train`,
     `selective rate ${percent(data.selective_val[at])} val, ${percent(data.selective_train[at])} train`,
-    `rank ${data.rank[at] + 1}, useful for ${percent(data.useful[at])} of the classes`,
+    `useful for ${percent(data.useful[at])} of the classes`,
+    ordered(ctx) ? `rank ${data.rank[at] + 1}` : 'no rank: the order is without information',
+    Number.isFinite(data.contribution_val[at]) ? `contribution ${contribution(data, 'val', at)} nats val` : '',
   ];
 }
 
@@ -175,7 +192,19 @@ function header(ctx, data, time, chosen) {
   const facts = [
     ['role at the cursor', h('span', {}, swatch(code), role.label), role.meaning],
     !gone && ['useful for', `${percent(data.useful[at])} of the classes`],
-    !gone && ['rank', `${data.rank[at] + 1} of ${data.units}`],
+    !gone &&
+      data.effect_val[at] in EFFECTS && [
+        'effect',
+        EFFECTS[data.effect_val[at]],
+        'Over all classes, on validation images',
+      ],
+    !gone &&
+      Number.isFinite(data.contribution_val[at]) && [
+        'contribution',
+        `${contribution(data, 'val', at)} nats`,
+        'Mean over all classes on validation images, and its standard error',
+      ],
+    !gone && ['rank', ordered(ctx) ? `${data.rank[at] + 1} of ${data.units}` : 'none'],
     !gone && ['entropy', `${decimal(data.entropy_val[at])} nats`],
     !gone && ['selective rate', percent(data.selective_val[at])],
     ['changes of role', plural(changes[chosen], 'time').replace(/^1 time$/, 'once')],

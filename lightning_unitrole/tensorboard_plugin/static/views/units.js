@@ -3,11 +3,13 @@ import { codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
 import { isRole } from '../vocabulary.js';
+import { ordered } from './doubts.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
 const SORTS = [
+  ['role', 'role, then contribution'],
+  ['contribution', 'contribution at the cursor'],
   ['unit', 'unit number'],
-  ['role', 'role at the cursor'],
   ['stable', 'since when the role is stable'],
   ['changes', 'number of changes'],
   ['entropy', 'entropy at the cursor'],
@@ -16,10 +18,17 @@ const COLOURS = [
   ['role', 'role'],
   ['entropy', 'entropy', 'Feature entropy on validation images; low is effective'],
   ['selective', 'selective rate', 'Share of images without a birth point'],
-  ['useful', 'useful for', 'Share of the classes for which the unit is effective on both splits'],
+  ['contribution', 'contribution', 'Mean contribution to the margin on validation images, over all classes'],
+  ['useful', 'useful for', 'Share of the classes for which the unit has the role for both sides'],
 ];
-const FIELD = { entropy: 'entropy_val', selective: 'selective_val', useful: 'useful' };
+const FIELD = {
+  contribution: 'contribution_val',
+  entropy: 'entropy_val',
+  selective: 'selective_val',
+  useful: 'useful',
+};
 const RAMP = {
+  contribution: ['contribution (nats)', 'below 0 hurts'],
   entropy: ['entropy (nats)', 'low is effective'],
   selective: ['selective rate', ''],
   useful: ['useful for (share of classes)', ''],
@@ -60,9 +69,23 @@ function controls(ctx, data) {
       : rampLegend(RAMP[colour][0], rangeOf(colour, data), RAMP[colour][1]),
     h('span', { class: 'spring' }),
     choice('Colour', COLOURS, colour, (value) => ctx.set({ colour: value })),
-    select('Sort by', SORTS, ctx.state.get('sort'), (sort) => ctx.set({ sort })),
+    select('Sort by', sortsOf(ctx, data), sortOf(ctx, data), (sort) => ctx.set({ sort })),
   ];
 }
+
+// What was not measured, or is without information, is nothing to sort by.
+function sortsOf(ctx, data) {
+  const measured = data.contribution_val.some(Number.isFinite);
+  const absent = [!measured && 'contribution', !ordered(ctx) && 'entropy'];
+  return SORTS.filter(([sort]) => !absent.includes(sort)).map(([sort, label]) =>
+    sort === 'role' && !measured ? [sort, 'role at the cursor'] : [sort, label],
+  );
+}
+
+const sortOf = (ctx, data) => {
+  const wanted = ctx.state.get('sort');
+  return sortsOf(ctx, data).some(([sort]) => sort === wanted) ? wanted : 'unit';
+};
 
 const hasRoles = (data) => data.roles.some(isRole);
 
@@ -72,9 +95,10 @@ const colourOf = (ctx, data) =>
 
 const ranges = new WeakMap();
 function rangeOf(colour, data) {
-  if (colour !== 'entropy') return [0, 1];
-  if (!ranges.has(data.entropy_val)) ranges.set(data.entropy_val, extent(data.entropy_val));
-  return ranges.get(data.entropy_val);
+  if (colour !== 'entropy' && colour !== 'contribution') return [0, 1];
+  const values = data[FIELD[colour]];
+  if (!ranges.has(values)) ranges.set(values, extent(values));
+  return ranges.get(values);
 }
 
 // The raster with its filter and row height; the view of transitions shows it too.
@@ -99,11 +123,13 @@ export function rasterPanel(ctx, { from } = {}) {
     }
     const filter = ctx.state.get('filter');
     const start = from ? from(time) : fromOf(ctx, time);
-    let rows = order(ctx.state.get('sort'), {
+    const sort = sortOf(ctx, data);
+    let rows = order(sort, {
       roles: data.roles,
       units: data.units,
       at: time.at,
       measure: data.entropy_val,
+      contribution: data.contribution_val,
     });
     if (filter)
       rows = rows.filter(
@@ -125,7 +151,7 @@ export function rasterPanel(ctx, { from } = {}) {
       from: from || filter ? start : null,
       selected: unit === '' ? -1 : Number(unit),
       rowHeight: Number(ctx.state.get('rows')),
-      sort: ctx.state.get('sort'),
+      sort,
       labels: time.labels,
       axis: time.axis,
       palette: ctx.palette,
