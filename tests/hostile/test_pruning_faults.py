@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -337,3 +338,9 @@ def test_resuming_with_another_amount_goes_on_from_the_original_sizes(tmp_path: 
     make_trainer(callback, max_epochs=4).fit(again, run.train, run.val, ckpt_path=tmp_path / "one.ckpt")
     assert first <= 0.7 * original
     assert 0.5 * original < size(again) <= 0.65 * original
+
+
+def test_the_figures_in_the_documentation_are_these() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert f"{len(BEFORE) + len(REMOVING)} places, and {len(BEFORE[:2]) + len(MASKING)} in masks" in told
+    assert f"the smaller network is trained on | {len(AFTER)} places" in told
