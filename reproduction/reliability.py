@@ -170,7 +170,7 @@ class Bench:
                 if int(sample.images[label])
             }
             with session.runner.undisturbed():
-                curves = session.ablate(session.layers[0], requests, sample)
+                curves = session.curves(session.layers[0]).measure(requests, sample)
             effective = torch.zeros(ranking.order.shape, dtype=torch.bool)
             for label, curve in curves.items():
                 effective[label] = effective_set(ranking.order[label].cpu(), curve.turning_point)
