@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError, refuse_newer
+from lightning_unitrole.reports.checks import check_layer, check_tensors
 from lightning_unitrole.reports.effects import HELPS, HURTS
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.roles import UnitRole
@@ -186,6 +187,7 @@ def _unflatten(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], *, where: 
     try:
         refuse_newer("This unit report has format", int(meta.get("format", 0)), FORMAT_VERSION)
         names = tuple(map(str, meta["class_names"]))
+        check_tensors(arrays)
         layers = {}
         for index, described in enumerate(meta["layers"]):
             height, width = map(int, described["map_size"])
@@ -196,7 +198,7 @@ def _unflatten(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], *, where: 
             layers[name] = LayerReport.from_arrays(
                 of_layer, name=name, map_size=(height, width), num_classes=len(names)
             )
-            _check_shapes(layers[name], len(names))
+            check_layer(layers[name], len(names))
         return UnitReport(
             layers=layers,
             skipped=dict(meta["skipped"]),
@@ -206,18 +208,7 @@ def _unflatten(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], *, where: 
             global_step=int(meta["global_step"]),
             role_definition=str(meta.get("role_definition", "turning_point")),
         )
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except BROKEN as error:
         raise DataError(f"{where} is incomplete or damaged: {type(error).__name__}: {error}.") from error
-
-
-def _check_shapes(layer: LayerReport, num_classes: int) -> None:
-    classes, units = layer.val.entropy.shape
-    wanted = {"roles": layer.roles.shape[-1] == units, "classes": classes == num_classes}
-    for split in SPLITS:
-        measured: SplitReport = getattr(layer, split)
-        for key in ("entropy", "score", "order"):
-            wanted[f"{split}.{key}"] = getattr(measured, key).shape == (classes, units)
-    if wrong := [key for key, right in wanted.items() if not right]:
-        raise DataError(f"This unit report is damaged: layer {layer.name!r} has {', '.join(wrong)} of another size.")

@@ -21,6 +21,9 @@ from lightning_unitrole.errors import DataError
 MAX_BYTES = 8 * 2**30
 """Largest archive, unpacked, that is read."""
 
+MOST_GROWTH, ALWAYS_READ = 100, 256 * 2**20
+"""An archive that grows by more than this factor when it is unpacked is read only up to so many bytes."""
+
 BROKEN = (
     ValueError,
     KeyError,
@@ -71,14 +74,14 @@ def read_arrays(path: str | Path, *, what: str, writer: str) -> tuple[dict[str, 
         DataError: if the file is something else, damaged, or larger than :data:`MAX_BYTES` when unpacked.
     """
     expected = f"expected a file that {writer} wrote."
+    with open(path, "rb"):  # that it cannot be opened is told by the operating system
+        pass
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except OSError:
-        raise
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:
         raise DataError(f"{path} is not a {what}: it is no .npz archive; {expected}") from error
-    if size > MAX_BYTES:
+    if size > MAX_BYTES or size > max(ALWAYS_READ, MOST_GROWTH * Path(path).stat().st_size):
         raise DataError(f"{path} is not a {what}: it unpacks to {size / 2**30:.1f} GiB; {expected}")
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -88,7 +91,7 @@ def read_arrays(path: str | Path, *, what: str, writer: str) -> tuple[dict[str, 
             arrays = {key: torch.from_numpy(stored[key]) for key in stored.files if key != "meta"}
     except DataError:
         raise
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:
         raise DataError(f"{path} is a damaged {what}: {type(error).__name__}: {error}; {expected}") from error
     if not isinstance(meta, dict):
         raise DataError(f"{path} is not a {what}: its 'meta' entry is a {type(meta).__name__}; {expected}")
