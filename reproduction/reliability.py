@@ -33,8 +33,9 @@ from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.ranking.criteria import rank, score_units
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.effects import MIN_EFFECT, class_effects, roles_from_effects
-from lightning_unitrole.reports.roles import UNDECIDED, UnitRole, assign_roles, effective_set
+from lightning_unitrole.reports.roles import UnitRole, assign_roles, effective_set
 from lightning_unitrole.reports.significance import kappa, rank_correlation
+from lightning_unitrole.reports.vocabulary import UNDECIDED
 
 NETWORKS = ("vgg", "overfit", "resnet", "published")
 PARTS = ("contribution", "turning_point", "removal", "steps", "images", "effect")
@@ -169,7 +170,7 @@ class Bench:
                 if int(sample.images[label])
             }
             with session.runner.undisturbed():
-                curves = session.ablate(session.layers[0], requests, sample)
+                curves = session.curves(session.layers[0]).measure(requests, sample)
             effective = torch.zeros(ranking.order.shape, dtype=torch.bool)
             for label, curve in curves.items():
                 effective[label] = effective_set(ranking.order[label].cpu(), curve.turning_point)

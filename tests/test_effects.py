@@ -151,17 +151,17 @@ class TestMeasuring:
         assert roles_from_effects(found).tolist() == [TRAIN, VAL, BOTH, NEITHER, TRAIN, BOTH]
 
     def test_what_neither_side_shows_alone_both_may_show_together(self) -> None:
-        # 0.2 with an error of 0.1 is not enough at 5 % in two tests of which one finds nothing; together it is.
-        alone = measure_effects(of([0.17, 0.0], 50, 0.1), of([0.17, 0.0], 50, 0.1), 1.0)
+        # 0.25 with an error of 0.15 is not enough at 5 % in two tests of which one finds nothing; together it is.
+        alone = measure_effects(of([0.25, 0.0], 50, 0.15), of([0.25, 0.0], 50, 0.15), 1.0)
         assert alone.train.tolist() == alone.val.tolist() == [HELPS, NO_EFFECT]
-        halved = measure_effects(of([0.17, 0.0], 50, 0.2), of([0.17, 0.0], 50, 0.2), 1.0)
+        halved = measure_effects(of([0.25, 0.0], 50, 0.3), of([0.25, 0.0], 50, 0.3), 1.0)
         assert halved.train.tolist() == halved.val.tolist() == [NO_EFFECT, NO_EFFECT]
 
     def test_what_is_sure_but_small_has_no_effect(self) -> None:
         just = MIN_EFFECT + 1e-6
         found = self.found([0.09, just, -0.09, -just], [0.09, just, -0.09, -just], error=1e-4)
         assert found.val.tolist() == [NO_EFFECT, HELPS, NO_EFFECT, HURTS]
-        assert self.found([0.5, 0.5], [0.55, 0.61], error=1e-4).differs.tolist() == [False, True]
+        assert self.found([0.5, 0.5], [0.55, 0.71], error=1e-4).differs.tolist() == [False, True]
 
     def test_what_is_large_but_unsure_has_no_effect(self) -> None:
         found = self.found([3.0, -3.0, 2.0], [3.0, -3.0, -2.0], error=4.0)
@@ -169,9 +169,9 @@ class TestMeasuring:
         assert not found.differs.any()
 
     def test_many_tests_need_more_evidence_than_one(self) -> None:
-        one = measure_effects(of([0.15], 50, 0.1), of([0.15], 50, 0.1), 1.0)
+        one = measure_effects(of([0.25], 50, 0.15), of([0.25], 50, 0.15), 1.0)
         assert one.val.tolist() == [HELPS]
-        many = measure_effects(of([0.15] + [0.0] * 40, 50, 0.1), of([0.15] + [0.0] * 40, 50, 0.1), 1.0)
+        many = measure_effects(of([0.25] + [0.0] * 40, 50, 0.15), of([0.25] + [0.0] * 40, 50, 0.15), 1.0)
         assert many.val.tolist() == [NO_EFFECT] * 41
 
     @pytest.mark.parametrize(("train", "val"), [(3, 50), (50, 3), (0, 50)], ids=str)

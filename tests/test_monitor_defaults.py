@@ -167,7 +167,10 @@ def test_roles_are_those_of_the_effects(report: UnitReport) -> None:
     assert {HELPS, HURTS} <= set(layer.effects.val.flatten().tolist())
 
 
-@pytest.mark.parametrize("interval", [1.0, 0.5], ids=["once_an_epoch", "in_mid_epoch"])
+@pytest.mark.parametrize(
+    "interval",
+    [pytest.param(1.0, id="once_an_epoch"), pytest.param(0.5, id="in_mid_epoch", marks=pytest.mark.slow)],
+)
 def test_weights_are_bit_identical_with_and_without_the_monitor(interval: float) -> None:
     plain, watched = fit(val_check_interval=interval), fit(monitor(), val_check_interval=interval)
     for name, values in plain.state_dict().items():
@@ -233,7 +236,7 @@ def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
     assert f"{prefix}/ranking_gap/train" not in tags["scalars"]
     assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
     effects = [log.Scalars(f"{prefix}/unit_share/{key}")[0].value for key in ("helps", "no_effect", "hurts")]
-    assert sum(effects) == pytest.approx(1)
+    assert 0 < sum(effects) <= 1  # some units do nothing over all classes, but something to one of them
 
 
 def test_two_images_a_class_are_logged_as_undecided(tmp_path: Path) -> None:

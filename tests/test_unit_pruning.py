@@ -40,7 +40,8 @@ TWICE: dict[str, Any] = {"schedule": "linear", "start_epoch": 1, "end_epoch": 3,
 
 def monitor(**settings: Any) -> UnitRoleMonitor:
     """A monitor that costs little, with data that do not depend on the trainer's loaders."""
-    return UnitRoleMonitor(**{"images_per_class": 5, "ablation_points": 4, "every_n_epochs": 99, **settings})
+    quick: dict[str, Any] = {"images_per_class": 5, "ablation_points": 4, "backend": "torch"}
+    return UnitRoleMonitor(**{**quick, "every_n_epochs": 99, **settings})
 
 
 def pruning(**settings: Any) -> UnitPruning:
@@ -254,6 +255,7 @@ def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(mode: str,
         assert torch.equal(dict(resumed.named_buffers())[name], values), name
 
 
+@pytest.mark.slow
 def test_checkpoints_from_before_and_after_removals_load(tmp_path: Path) -> None:
     model = seeded()
     checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

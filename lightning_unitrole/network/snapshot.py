@@ -144,7 +144,7 @@ class Snapshot:
         elif isinstance(value, np.ndarray):
             self._note_array(value)
         elif isinstance(value, torch.jit.ScriptModule):
-            for tensor in value.buffers(recurse=False):
+            for tensor in value.buffers():  # of its parts too, which are not followed
                 self._note_tensor(tensor, always=True)
         elif isinstance(value, nn.Module):
             self._note_module(value)

@@ -34,7 +34,8 @@ def test_torch_export(name: str, tmp_path: Path) -> None:
 
 # torch's own, from inside of its exporter.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("name", mostly_slow(["resnet18", "vgg11_bn"], quick=["vgg11_bn"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
 def test_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -282,8 +282,9 @@ def test_contributions_effects_and_the_check(log: Log) -> None:
     log.write(report, 3)
     for place, layer in enumerate(report.layers.values()):
         row = log.overview(place)[3]
-        counts = [int((layer.summary_effects.val == effect).sum()) for effect in (1, 0, -1)]
-        assert [row[f"units_{name}"] for name in ("help", "no_effect", "hurt")] == counts
+        counts = [int((layer.summary_effects.val == effect).sum()) for effect in (1, -1)]
+        assert [row[f"units_{name}"] for name in ("help", "hurt")] == counts
+        assert row["units_no_effect"] == int(layer.without_effect.sum())
         assert row["units_help_no_class"] == int((layer.effects.val != 1).all(0).sum())
         assert row["units_removable"] == len(layer.removable)
         assert row["differing_share"] == pytest.approx(layer.differing_share)
