@@ -22,6 +22,7 @@ QUIETLY = [
     # Lightning's advice on the number of workers and the logging interval is not what is tested here.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Consider setting `persistent_workers=True`"),
     # torch's own deprecations, raised by Lightning.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from lightning_unitrole.errors import DataError, SettingError
 
-_SLICE = 2**21
+_SLICE = 2**18
 """Counts that are looked at together, about: what is computed of them takes a few times their memory."""
 
 
@@ -50,8 +50,13 @@ def feature_entropy(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The order of summation, and so the last digit, depends on the layout, which slices of other tensors do not share.
     if counts.ndim == 1 or len(counts) <= rows or not counts.is_contiguous():
         return _feature_entropy(counts)
-    parts = [_feature_entropy(counts[start : start + rows]) for start in range(0, len(counts), rows)]
-    entropy, selective_rate, ineffectiveness = (torch.cat(measure) for measure in zip(*parts, strict=True))
+    # Written into tensors of their own, because results that are kept between what is freed would scatter the memory.
+    entropy, selective_rate, ineffectiveness = (
+        torch.empty(counts.shape[:-1], dtype=torch.float64, device=counts.device) for _ in range(3)
+    )
+    for start in range(0, len(counts), rows):
+        part = slice(start, start + rows)
+        entropy[part], selective_rate[part], ineffectiveness[part] = _feature_entropy(counts[part])
     return entropy, selective_rate, ineffectiveness
 
 
