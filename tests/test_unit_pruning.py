@@ -317,7 +317,8 @@ def test_training_goes_on(settings: dict[str, Any]) -> None:
     assert held == {id(parameter) for parameter in model.parameters()}
 
 
-@pytest.mark.parametrize("mode", ["mask", pytest.param("remove", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["remove", "mask"])
 def test_a_compiled_module_is_pruned(mode: str) -> None:
     model, callback = seeded(), pruning(mode=mode)
     trainer = make_trainer(callback, max_epochs=3)
