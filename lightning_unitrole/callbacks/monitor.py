@@ -28,13 +28,12 @@ from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_cal
 from lightning_unitrole.analysis.stream import LiveRecording
 from lightning_unitrole.callbacks.faults import in_words, where
 from lightning_unitrole.callbacks.pace import Pace
-from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
+from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger
-from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -58,8 +57,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     layer, measures what each of them contributes to the network's answers, switches them off one after another, and
     sorts them into the four roles of :class:`~lightning_unitrole.reports.roles.UnitRole`. Scalars go to every logger of
     the trainer, figures and charts to TensorBoard; the keys are listed in :mod:`lightning_unitrole.loggers.scalars`.
-    The scalars are in
-    ``trainer.callback_metrics`` too, so that other callbacks can monitor them.
+    The scalars are in ``trainer.callback_metrics`` too, so that other callbacks can monitor them.
 
     Training is not disturbed: with and without the monitor a run ends with the same weights, bit for bit. A fault
     in the analysis is reported once as a warning and training goes on; a wrong setting is an error at the start.
@@ -169,18 +167,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
-        names = [self.layers] if isinstance(self.layers, str) else list(self.layers)
-        modules = dict(pl_module.named_modules())
-        for name in names:
-            if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
-                weighted = [
-                    key for key, module in modules.items() if isinstance(getattr(module, "weight", None), Tensor)
-                ]
-                convolutions = [key for key in weighted if modules[key].weight.ndim == 4]
-                raise SettingError(
-                    f"layers names {name!r}, which is not a module of {type(pl_module).__name__}. Its convolutions "
-                    f"are: {', '.join(convolutions) or 'none'}."
-                )
+        check_layer_names(self.layers, pl_module)
         self._analysis = self._make_analysis()
         if stage == "fit" and trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
             self.report, self.history, self._before = None, [], {}
@@ -265,11 +252,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         epoch = trainer.current_epoch
         if isinstance(self.every_n_epochs, int):
             return (epoch + 1) % self.every_n_epochs == 0
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        interval = 1
-        if self._pace.analysis is not None:
-            interval = self._pace.interval(self._pace.epoch_seconds(epoch), self._pace.analysis, epochs)
-        due = self._pace.due(epoch, epochs, interval)
+        due = self._pace.due(epoch, _epochs(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
 
@@ -280,7 +263,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 report = self._make_report(trainer, pl_module, recording)
                 self._log_report(trainer, report)
             if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
-                self._announce(trainer)
+                rank_zero_info(self._pace.in_words(trainer.current_epoch, _epochs(trainer)))
             if self.compare_criteria == "every":
                 self._compare(trainer)
 
@@ -325,16 +308,6 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 original_units=original_widths(removals),
                 on_fault=partial(self._warn_of_fault, trainer),
             )
-
-    def _announce(self, trainer: pl.Trainer) -> None:
-        epoch_seconds, analysis = self._pace.epoch_seconds(trainer.current_epoch), self._pace.analysis or 0.0
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        interval = self._pace.interval(epoch_seconds, analysis, epochs)
-        every = "each epoch is analysed" if interval == 1 else f"one epoch in {interval} is analysed, and the last"
-        rank_zero_info(
-            f"One analysis of unit roles takes {analysis:.1f} s, {analysis / max(epoch_seconds, 1e-9):.2f} of a "
-            f"training epoch. With budget={self.budget:g}, {every}."
-        )
 
     def _compare(self, trainer: pl.Trainer, layers: list[str] | None = None) -> CriteriaComparison:
         if self._samples is None or self.report is None:
@@ -398,6 +371,11 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                     f"Unit roles could not be analysed, and training goes on. {in_words(error, logger=__name__)}",
                     trainer,
                 )
+
+
+def _epochs(trainer: pl.Trainer) -> int | None:
+    """Epochs of the whole training, if the trainer knows."""
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
 def _setting_name(value: Any) -> Any:

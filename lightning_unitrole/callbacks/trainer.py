@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unitrole.analysis.options import AnalysisOptions
@@ -20,6 +20,7 @@ from lightning_unitrole.data.loaders import DataSource, as_batches, check_readab
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.report import UnitReport
 
 ForwardFn = Callable[[Any, Any], Any]
@@ -207,3 +208,20 @@ class TrainerAnalysis:
     def forget(self) -> None:
         """Find the layers again when they are next needed: the model or the data have changed."""
         self._session = self._train_probe = None
+
+
+def check_layer_names(layers: str | Sequence[str], module: nn.Module) -> None:
+    """Refuse names that no module has; patterns may match nothing.
+
+    Raises:
+        SettingError: if a name is not a module of ``module``.
+    """
+    modules = dict(module.named_modules())
+    for name in [layers] if isinstance(layers, str) else layers:
+        if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
+            weights = {key: getattr(one, "weight", None) for key, one in modules.items()}
+            found = [key for key, one in weights.items() if isinstance(one, Tensor) and one.ndim == 4]
+            raise SettingError(
+                f"layers names {name!r}, which is not a module of {type(module).__name__}. Its convolutions are: "
+                f"{', '.join(found) or 'none'}."
+            )

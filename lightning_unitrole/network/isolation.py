@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
-from lightning_unitrole.network.snapshot import (
+from lightning_unitrole.network.reachable import (
     Generator,
-    Snapshot,
     generator_states,
     is_generator,
     is_uninitialized,
     reachable,
     set_generator_states,
 )
+from lightning_unitrole.network.snapshot import Snapshot
 
 _guarded: dict[int, Snapshot] = {}
 """For each model that is being evaluated, by its ``id``, how it was before."""
@@ -234,7 +234,7 @@ class OwnRandomness:
 def find_generators(*roots: Any) -> list[Generator]:
     """Random number generators that can be reached from objects, such as the one of a dataset's transform.
 
-    See :func:`~lightning_unitrole.network.snapshot.reachable`.
+    See :func:`~lightning_unitrole.network.reachable.reachable`.
     """
     return [value for value in reachable(*roots) if is_generator(value)]
 
