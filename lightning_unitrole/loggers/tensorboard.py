@@ -136,6 +136,11 @@ class _Attempts:
             self.on_fault(f"{what} of unit roles to {self.logger}", error)
 
 
+def is_tensorboard(logger: Any) -> bool:
+    """Whether a Lightning logger is one of TensorBoard, in every process alike."""
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
+
+
 def _writer(logger: Any) -> Any:
     """TensorBoard's writer; None for another logger."""
     writer = getattr(logger, "experiment", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_unitrole.errors import DataError, refuse_newer
 from lightning_unitrole.reports.checks import check_layer, check_tensors
 from lightning_unitrole.reports.effects import HELPS, HURTS
+from lightning_unitrole.reports.examples import SplitExamples
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.storage import BROKEN, read_arrays, write_arrays
@@ -39,6 +40,8 @@ class UnitReport:
         epoch: epoch of the trainer, 0 for a plain model.
         global_step: optimizer steps taken so far, 0 for a plain model.
         role_definition: ``"contribution"`` or ``"turning_point"``.
+        examples: by split, the images that units respond to; empty where nobody asked for them. They are for showing
+            at once: neither files nor states hold them.
     """
 
     layers: Mapping[str, LayerReport]
@@ -48,6 +51,7 @@ class UnitReport:
     epoch: int = 0
     global_step: int = 0
     role_definition: str = "turning_point"
+    examples: Mapping[str, SplitExamples] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:

@@ -14,7 +14,9 @@ from lightning_unitrole.tensorboard_plugin.packing import MAX_BYTES, MAX_HEADER_
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
     EFFECTS,
+    EXAMPLES,
     MEASURES,
+    NO_CLASS,
     OVERVIEW_COLUMNS,
     UNKNOWN_EFFECT,
 )
@@ -31,6 +33,11 @@ OPTIONAL = {**dict.fromkeys(CONTRIBUTIONS, np.nan), **dict.fromkeys(EFFECTS, UNK
 CURVE_FIELDS = {"ablated": "u4", "loss": "f4", "accuracy": "f2", "top5": "f2"}
 SPLITS = ("train", "val")
 ORDERS = ("least_first", "most_first", "contribution", "random", *(f"random_{draw}" for draw in range(1, 16)))
+
+EXAMPLE_KINDS = ("contribution", "activation")
+MAX_EXAMPLES = 8
+MAX_MAP_SIDE = 16
+MAX_PICTURE_SIDE = 128
 
 _HEADER = 1 << 16
 _ROOM = 4
@@ -135,6 +142,45 @@ def contributions_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
         return Content({}, found)
 
     return _part(2 * len(CONTRIBUTIONS) * classes * layer.units, 0, read)
+
+
+def examples_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
+    """The images that one unit responds to, ``[splits, kinds, images]``, its maps of them, and its twins."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        _check_units(info, layer)
+        size = info.get("map")
+        if not (isinstance(size, list) and len(size) == 2 and all(is_whole(side, 1, MAX_MAP_SIDE) for side in size)):
+            raise ValueError("the maps have an impossible size")
+        shape = (len(SPLITS), len(EXAMPLE_KINDS), None, layer.units)
+        found = {name: _array(arrays, name, kind, shape)[..., unit].copy() for name, kind in EXAMPLES.items()}
+        if any(values.shape[2] > MAX_EXAMPLES for values in found.values()):
+            raise ValueError("there are more images than can be shown")
+        maps = _array(arrays, "maps", "u1", (*shape[:2], found["images"].shape[2], layer.units, size[0] * size[1]))
+        twins = _array(arrays, "twins", "u2", (None, layer.units))[:MAX_EXAMPLES, unit].copy()
+        correlation = _array(arrays, "correlation", "f2", (len(twins), layer.units))[:, unit].copy()
+        twins[twins >= layer.units] = NO_CLASS
+        if len({values.shape for values in found.values()}) > 1:
+            raise ValueError("the images do not fit together")
+        found |= {"maps": maps[..., unit, :].copy(), "twins": twins, "correlation": correlation}
+        return Content({"map": size}, found)
+
+    each = len(SPLITS) * len(EXAMPLE_KINDS) * MAX_EXAMPLES
+    return _part(layer.units * each * (12 + MAX_MAP_SIDE**2), 0, read)
+
+
+def thumbnails_part(wanted: Sequence[float]) -> Part:
+    """Those of the pictures ``pixels [n, height, width, 1 or 3]`` whose ``names [n]`` are wanted."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        names = _array(arrays, "names", "f8", (None,))
+        pixels = _array(arrays, "pixels", "u1", (len(names), None, None, None))
+        if pixels.shape[3] not in (1, 3) or not all(1 <= side <= MAX_PICTURE_SIDE for side in pixels.shape[1:3]):
+            raise ValueError("the pictures have an impossible shape")
+        chosen = np.isin(names, wanted)
+        return Content({}, {"names": names[chosen].copy(), "pixels": pixels[chosen].copy()})
+
+    return _part(MAX_BYTES, 0, read)
 
 
 def curves_part(index: RunIndex, layer: LayerIndex, klass: int | None) -> Part:

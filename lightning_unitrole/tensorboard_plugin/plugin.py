@@ -22,13 +22,17 @@ from werkzeug import wrappers
 from lightning_unitrole.reports.vocabulary import vocabulary
 from lightning_unitrole.tensorboard_plugin.contents import (
     CURVE_FIELDS,
+    EXAMPLE_KINDS,
+    SPLITS,
     STATE_FIELDS,
     Part,
     classes_part,
     contributions_part,
     curves_part,
+    examples_part,
     overview_part,
     state_part,
+    thumbnails_part,
 )
 from lightning_unitrole.tensorboard_plugin.index import (
     LayerIndex,
@@ -45,8 +49,10 @@ from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
+    PARTS,
     PLUGIN_NAME,
     TAB_NAME,
+    THUMBNAILS_TAG,
     layer_tag,
 )
 from lightning_unitrole.tensorboard_plugin.verdicts import (
@@ -78,6 +84,7 @@ STATIC_FILES = {
     "vocabulary.js": "text/javascript",
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
+    "views/examples.js": "text/javascript",
     "views/doubts.js": "text/javascript",
     "views/layers.js": "text/javascript",
     "views/overview.js": "text/javascript",
@@ -89,6 +96,9 @@ STATIC_FILES = {
     "views/usefulness.js": "text/javascript",
 }
 """Every file that is served. A request for another one finds nothing, whatever lies in the directory."""
+
+DATA = ("vocabulary", "runs", "overview", "layer", "classes", "unit", "contributions", "examples", "curves")
+"""What can be asked for besides."""
 
 ALL_STEPS = 1_000_000
 
@@ -112,7 +122,17 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
         routes = {f"/{name}": self._static_app(name) for name in STATIC_FILES}
-        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "contributions", "curves"):
+        for name in (
+            "vocabulary",
+            "runs",
+            "overview",
+            "layer",
+            "classes",
+            "unit",
+            "contributions",
+            "examples",
+            "curves",
+        ):
             routes[f"/{name}"] = self._data_app(getattr(self, f"_{name}"))
         return routes
 
@@ -170,6 +190,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
                     "classes": index.classes,
                     "class_names": index.class_names,
                     "num_classes": index.num_classes,
+                    "every_class": index.every_class,
                     "criterion": index.criterion,
                     "last_step": int(tags[OVERVIEW_TAG].max_step),
                 }
@@ -221,6 +242,26 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         series = query.read(layer_tag(query.layer.name, "contributions"), part, query.number("step", 1 << 53))
         empty = np.empty((0, len(query.index.classes)), np.float16)
         return _answer(series, {}, {name: series.stack(name, empty) for name in CONTRIBUTIONS})
+
+    def _examples(self, query: Query) -> bytes:
+        """The images that one unit responds to at one step, ``[1, splits, kinds, images]``, with their pixels."""
+        part = examples_part(query.index, query.layer, query.number("unit", query.layer.units))
+        series = query.read(layer_tag(query.layer.name, "examples"), part, query.number("step", 1 << 53))
+        if not series.rows:
+            return _answer(series, {}, {})
+        content = series.rows[0].content
+        pictures = query.read(THUMBNAILS_TAG, thumbnails_part(content.arrays["images"].ravel().tolist()))
+        found = {
+            float(name): picture
+            for row in pictures.rows
+            for name, picture in zip(row.content.arrays["names"], row.content.arrays["pixels"], strict=True)
+        }
+        shapes = {picture.shape for picture in found.values()}
+        shape = shapes.pop() if len(shapes) == 1 else (1, 1, 1)
+        names = np.array([name for name, picture in found.items() if picture.shape == shape], np.float64)
+        pixels = np.stack([found[name] for name in names.tolist()]) if len(names) else np.zeros((0, *shape), np.uint8)
+        info = {**content.info, "picture": list(shape), "splits": list(SPLITS), "kinds": list(EXAMPLE_KINDS)}
+        return _answer(series, info, {**content.arrays, "names": names, "pixels": pixels})
 
     def _curves(self, query: Query) -> bytes:
         """Ablation curves of all steps, for all classes or one: points one curve behind the other."""
@@ -326,7 +367,7 @@ def _index_of(tags: Mapping[str, Any]) -> RunIndex:
 
 
 def _parts(layer: str, tags: Mapping[str, Any]) -> list[str]:
-    return [part for part in ("state", "classes", "contributions", "curves") if layer_tag(layer, part) in tags]
+    return [part for part in PARTS if layer_tag(layer, part) in tags]
 
 
 def _answer(series: Series, info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

@@ -7,6 +7,7 @@ TAB_NAME = "Unit roles"
 FORMAT_VERSION = 1
 
 OVERVIEW_TAG = f"{PLUGIN_NAME}/overview"
+THUMBNAILS_TAG = f"{PLUGIN_NAME}/thumbnails"
 
 OVERVIEW_COLUMNS = (
     "present",  # units that are still there
@@ -64,6 +65,17 @@ EFFECTS = ("effect_train", "effect_val")
 UNKNOWN_EFFECT = 255
 
 
+PARTS = ("state", "classes", "contributions", "curves", "examples")
+"""What is logged of each layer, where it was measured."""
+
+EXAMPLES = {"images": "f8", "values": "f2", "classes": "u2"}
+"""Of each unit ``[splits, kinds, images, units]``: names of thumbnails, the values that they were chosen by, and the
+classes of the images. Splits are training and validation, kinds contribution and activation."""
+NO_CLASS = 65535
+MAX_NAMES = 1000
+"""Names of so many classes are logged."""
+
+
 def layer_tag(layer: str, part: str) -> str:
-    """Tag of one part (``state``, ``classes``, ``contributions`` or ``curves``) of one layer's data."""
+    """Tag of one of the :data:`PARTS` of one layer's data."""
     return f"{PLUGIN_NAME}/{layer}/{part}"

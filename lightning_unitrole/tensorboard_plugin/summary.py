@@ -7,7 +7,10 @@ Each report becomes one TensorBoard event at one step:
   effect (uint8), and its contribution and standard error (float16), where these were measured;
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
 * ``unit_roles/<layer>/contributions``: the same for its contribution and standard error (float16), where measured;
-* ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
+* ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation;
+* ``unit_roles/<layer>/examples``: the images that each unit contributes most to and responds to most, by the names of
+  their thumbnails, with its maps, and its twins; only where the report has them;
+* ``unit_roles/thumbnails``: the pixels of those that were not logged before.
 
 Every tensor is a deflated container (:mod:`.packing`) that names its epoch: a step can be told without its neighbours.
 Units keep the index they had in the first report of the run, whatever is pruned later.
@@ -30,13 +33,16 @@ from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED
 from lightning_unitrole.tensorboard_plugin.columns import finite_mean, mean_over_classes, overview_row
+from lightning_unitrole.tensorboard_plugin.examples import layer_examples, new_thumbnails, thumbnail_names
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
+    MAX_NAMES,
     MEASURES,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
+    THUMBNAILS_TAG,
     UNKNOWN_EFFECT,
     layer_tag,
 )
@@ -58,13 +64,14 @@ class PluginState:
         units: for each layer, its number of units before any pruning.
         map_sizes: for each layer, height and width of its maps.
         classes: indices of the classes whose roles are logged one by one.
-        class_names: names of these classes.
+        class_names: names of all classes, as far as the tab takes them.
         num_classes: number of all classes.
         criterion: name of the criterion that ranked the units.
         step: step of the last report; the next one needs a larger step.
         roles: for each layer, ``[1 + all classes, units]`` role codes of the last report: the first row holds the role
             in most classes, then comes one row a class.
         left_out: layers that turned up later and are not logged, see :func:`write_report`.
+        thumbnails: bytes of each thumbnail that was logged, by its name.
     """
 
     layers: tuple[str, ...]
@@ -77,6 +84,7 @@ class PluginState:
     step: int = -1
     roles: Mapping[str, Array] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    thumbnails: Mapping[float, int] = field(default_factory=dict)
 
 
 def write_report(
@@ -126,6 +134,10 @@ def write_report(
     roles = {name: _scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
     info = {"format": FORMAT_VERSION, "epoch": report.epoch}
     contents: dict[str, bytes] = {OVERVIEW_TAG: _overview(report, known, roles, info)}
+    names = {split: thumbnail_names(found) for split, found in report.examples.items()}
+    thumbnails, pixels = new_thumbnails(report.examples, names, known.thumbnails)
+    if pixels:
+        contents[THUMBNAILS_TAG] = pack(info, pixels)
     for name in slots:
         layer_info = {**info, "layer": name, "units": known.units[name]}
         layer = report.layers[name]
@@ -139,8 +151,11 @@ def write_report(
         described, arrays = _curves(layer, known.classes)
         if described:
             contents[layer_tag(name, "curves")] = pack({**layer_info, "curves": described}, arrays)
+        if report.examples:
+            facts, arrays = layer_examples(report.examples, names, name, slots[name], known.units[name])
+            contents[layer_tag(name, "examples")] = pack({**layer_info, **facts}, arrays)
     _write(writer, contents, _metadata(known), step)
-    return replace(known, step=step, roles={**known.roles, **roles})
+    return replace(known, step=step, roles={**known.roles, **roles}, thumbnails=thumbnails)
 
 
 def _first_state(
@@ -162,7 +177,7 @@ def _first_state(
         units=units,
         map_sizes={name: layer.map_size for name, layer in report.layers.items()},
         classes=classes,
-        class_names=tuple(report.class_names[index] for index in classes),
+        class_names=tuple(report.class_names[:MAX_NAMES]),
         num_classes=len(report.class_names),
         criterion=report.criterion,
     )
@@ -314,7 +329,8 @@ def _metadata(known: PluginState) -> bytes:
             {"name": name, "units": known.units[name], "map_size": list(known.map_sizes[name])} for name in known.layers
         ],
         "classes": list(known.classes),
-        "class_names": list(known.class_names),
+        "class_names": [known.class_names[index] for index in known.classes],
+        "every_class": list(known.class_names),
         "num_classes": known.num_classes,
         "criterion": known.criterion,
     }

@@ -93,7 +93,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log_run(root / "baseline", Training(LAYERS, seed=1), EPOCHS)
     log_run(root / "pruned", Training(LAYERS, seed=2), EPOCHS, prune_at=7)
     log_run(root / "without_ablation", Training(LAYERS, seed=3, ablation=False), 4)
-    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, seed=5), 3)
+    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, images=True, seed=5), 3)
     harmful = Training((replace(LAYERS[0], name=f"layer {MARKUP}"),), (MARKUP, *CLASSES[1:]), seed=4)
     log_run(root / f"zz {MARKUP}".replace("/", ""), harmful, 3)
     return root

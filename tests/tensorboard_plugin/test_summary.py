@@ -258,7 +258,8 @@ def test_steps_have_to_grow(log: Log) -> None:
 def test_many_classes_are_bounded(log: Log) -> None:
     names = tuple(f"class {index}" for index in range(50))
     known = log.write(Training(SMALL[:1], names).report(0, 5), 1)
-    assert known.class_names == names[:20]
+    assert known.classes == tuple(range(20))
+    assert known.class_names == names
     assert log.tag("unit_roles/conv1/classes")[1][1]["roles"].shape == (20, 6)
 
 
@@ -335,3 +336,27 @@ def test_reports_by_turning_point_log_nothing_of_contributions(log: Log) -> None
 
 def test_pruning_keeps_order() -> None:
     assert (np.diff(prune(SMALL[0], 0.5)) > 0).all()
+
+
+def test_each_picture_is_logged_once_and_units_keep_their_number(log: Log) -> None:
+    training = Training(CONTRIBUTING[:1], contributions=True, images=True)
+    name = CONTRIBUTING[0].name
+    log.write(training.report(0, 3), 0)
+    kept = np.array([3, 5, 9])
+    state = log.write(training.report(1, 3, {name: kept}), 1, kept={name: kept})
+    pictures = log.tag("unit_roles/thumbnails")
+    assert list(pictures) == [0]
+    assert pictures[0][1]["pixels"].shape == (12, 16, 16, 1)
+    assert len(state.thumbnails) == 12
+    _, first = log.tag(f"unit_roles/{name}/examples")[0]
+    _, second = log.tag(f"unit_roles/{name}/examples")[1]
+    assert np.array_equal(second["images"][..., kept], first["images"][..., [0, 1, 2]])  # the same first three units
+    assert (second["images"][..., [0, 1, 2]] == 0).all()
+    assert second["twins"][0, kept].tolist() == [5, 9, 3]
+    assert set(first["images"].ravel()) <= set(pictures[0][1]["names"])
+
+
+def test_pictures_have_a_bound(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_unitrole.tensorboard_plugin.examples.MAX_THUMBNAIL_BYTES", 5 * 256)
+    log.write(Training(CONTRIBUTING[:1], contributions=True, images=True).report(0, 3), 0)
+    assert log.tag("unit_roles/thumbnails")[0][1]["pixels"].shape == (5, 16, 16, 1)

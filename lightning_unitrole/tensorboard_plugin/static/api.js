@@ -63,6 +63,11 @@ export class Api {
     return this.get('contributions', { run, layer, unit, step });
   }
 
+  // the images that a unit responds to at one step, with their pixels, and its twins
+  examples(run, layer, unit, step) {
+    return this.get('examples', { run, layer, unit, step });
+  }
+
   curves(run, layer, klass) {
     return this.get('curves', { run, layer, class: klass });
   }

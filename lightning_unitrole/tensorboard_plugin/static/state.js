@@ -10,6 +10,7 @@ const DEFAULTS = {
   from: '', // first step of a transition; '' is the first analysis
   filter: '', // 'before-after': codes of two roles
   unit: '',
+  map: '', // 'off' leaves the maps off the images of a unit
   sort: 'role',
   form: 'table', // of the overview
   order: '', // column by which the overview is sorted

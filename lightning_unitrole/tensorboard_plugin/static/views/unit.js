@@ -4,6 +4,7 @@ import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
 import { fillOf, ROLE } from '../vocabulary.js';
 import { ordered } from './doubts.js';
+import { looksAt } from './examples.js';
 import { contribution, explain, legend, nothing, swatch } from './parts.js';
 import { EFFECTS, usefulness } from './usefulness.js';
 
@@ -35,9 +36,11 @@ export const unit = {
         const { steps, at } = ctx.time(data);
         const measured = layer.parts.includes('contributions') && at >= 0;
         const byClass = measured ? await ctx.api.contributions(run.name, layer.index, chosen, steps[at]) : null;
-        return { data, classes, byClass, chosen };
+        const pictured = layer.parts.includes('examples') && at >= 0;
+        const examples = pictured ? await ctx.api.examples(run.name, layer.index, chosen, steps[at]) : null;
+        return { data, classes, byClass, examples, chosen };
       },
-      draw: ({ data, classes, byClass, chosen }) => draw(ctx, body, data, classes, byClass, chosen),
+      draw: (found) => draw(ctx, body, found),
     };
   },
 };
@@ -58,7 +61,7 @@ function chosenUnit(ctx, data) {
   return Math.max(0, first);
 }
 
-function draw(ctx, body, data, classes, byClass, chosen) {
+function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
   const time = ctx.time(data);
   if (!time.steps.length) return body.replaceChildren(nothing('No analysis of this layer was logged.'));
   const series = (name) => Array.from(time.steps, (_, t) => [t, data[name][t * data.units + chosen]]);
@@ -75,6 +78,7 @@ function draw(ctx, body, data, classes, byClass, chosen) {
   });
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
+    examples?.steps.length ? looksAt(ctx, examples, time) : '',
     byClass?.steps.length ? usefulness(ctx, data, byClass, time, chosen, half, present) : '',
     h(
       'div',
