@@ -24,6 +24,7 @@ from networks import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from lightning_unitrole.ablation.attribution import Attribution, gauss_legendre
 from lightning_unitrole.ablation.recorder import record, record_all
@@ -221,6 +222,27 @@ def test_a_linear_head_behind_a_global_average_pool_has_a_closed_form(steps: int
     close(found.margin, sums_of(expected.sum(1, keepdim=True), images).squeeze(2))
     close(found.sizes, sums_of(expected.sum(1, keepdim=True).abs(), images).squeeze(2))
     assert attribution.predictions()["0"] == pytest.approx(1)
+
+
+def test_removal_effects_before_a_linear_head_need_no_pass_for_each_unit() -> None:
+    class Counted(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += func is torch.nn.functional.linear
+            return func(*args, **(kwargs or {}))
+
+    net, images = linear_head(classes=3, units=40), make_images()
+    layers = layers_of(net, images)
+    calls = []
+    for removal in (False, True):
+        with Counted() as counted:
+            attribution = attribute(net, images, layers=layers, removal=removal)
+        calls.append(counted.calls)
+    assert calls[1] - calls[0] == 1
+    expected = by_switching_off(net, layers[0], images, [*range(40)])
+    close(attribution.removal_results()["0"].sums, sums_of(expected, images))
+    close(attribution.removal_results()["0"].squares, sums_of(expected.square(), images))
 
 
 def test_the_path_may_begin_at_the_mean_map() -> None:

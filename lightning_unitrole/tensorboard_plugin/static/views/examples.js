@@ -116,8 +116,8 @@ const toggle = (ctx, covered) =>
 function notes(found, pictures) {
   const missing = new Set(found.images.filter((name) => name > 0 && !pictures.has(name))).size;
   return [
-    'Orange is where it responds. Each picture is stretched to its own range of values, as how images were normalised ' +
-      'is not known.',
+    'Orange is where it responds. Each picture is stretched to its own range of values, as it is not known how ' +
+      'images were normalised.',
     missing > 0 && ` ${plural(missing, 'picture')} beyond what a run may log.`,
   ];
 }
