@@ -301,7 +301,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 del self.history[0]
         before, self.report = self._before, report
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before)
+        scalars = report_scalars(report, before=before, former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)

@@ -35,7 +35,7 @@ def room_for(units: int) -> Room:
         units: of all layers together.
 
     Example:
-        >>> room_for(200), room_for(4224), room_for(100_000)
+        >>> room_for(200), room_for(8000), room_for(100_000)
         (Room(images=3, map_side=7), Room(images=1, map_side=4), Room(images=0, map_side=1))
     """
     for room in _ROOMS:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES
-from lightning_unitrole.tensorboard_plugin.index import LayerIndex, RunIndex, is_whole
+from lightning_unitrole.tensorboard_plugin.index import MAX_CELLS, MAX_LAYERS, LayerIndex, RunIndex, is_name, is_whole
 from lightning_unitrole.tensorboard_plugin.packing import MAX_BYTES, MAX_HEADER_BYTES, Array
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
+    CUT_COLUMNS,
     EFFECTS,
     EXAMPLES,
     MEASURES,
+    NETWORK_COLUMNS,
     NO_CLASS,
     OVERVIEW_COLUMNS,
     UNKNOWN_EFFECT,
@@ -36,6 +38,7 @@ ORDERS = ("least_first", "most_first", "contribution", "random", *(f"random_{dra
 
 EXAMPLE_KINDS = ("contribution", "activation")
 MAX_EXAMPLES = 8
+MAX_CUTS = 1000
 MAX_MAP_SIDE = 16
 MAX_PICTURE_SIDE = 128
 
@@ -181,6 +184,34 @@ def thumbnails_part(wanted: Sequence[float]) -> Part:
         return Content({}, {"names": names[chosen].copy(), "pixels": pixels[chosen].copy()})
 
     return _part(MAX_BYTES, 0, read)
+
+
+def pruning_part() -> Part:
+    """What pruning did: ``network [2, columns]``, ``cuts [cuts, columns]``, ``widths [2, layers]`` and ``cut_at``."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        layers, columns, whole = _names(info.get("layers")), info.get("columns"), info.get("kept_whole")
+        if not isinstance(columns, dict) or not isinstance(whole, dict):
+            raise ValueError("the layers and columns are not named")
+        if len(layers) > MAX_LAYERS or not all(name == "" or is_name(name) for name in layers):
+            raise ValueError("there are more layers than can be shown, or some have impossible names")
+        reasons = {name: reason for name, reason in whole.items() if is_name(name) and is_name(reason)}
+        found = {}
+        for name, wanted, rows in (("network", NETWORK_COLUMNS, 2), ("cuts", CUT_COLUMNS, None)):
+            logged = _names(columns.get(name))
+            table = _array(arrays, name, "f8", (rows, len(logged)))[:MAX_CUTS]
+            found[name] = np.full((len(table), len(wanted)), np.nan)
+            for place, column in enumerate(wanted):
+                if column in logged:
+                    found[name][:, place] = table[:, logged.index(column)]
+        widths = _array(arrays, "widths", "u4", (2, len(layers)))
+        cut_at = _array(arrays, "cut_at", "u2", (None,))
+        if int(widths[0].astype(np.int64).sum()) != len(cut_at) or len(cut_at) > MAX_CELLS:
+            raise ValueError("the widths of the layers do not fit their units")
+        facts = {"layers": layers, "columns": {"network": NETWORK_COLUMNS, "cuts": CUT_COLUMNS}}
+        return Content({**facts, "kept_whole": reasons}, {**found, "widths": widths.copy(), "cut_at": cut_at.copy()})
+
+    return _part(MAX_BYTES, MAX_HEADER_BYTES, read)
 
 
 def curves_part(index: RunIndex, layer: LayerIndex, klass: int | None) -> Part:

@@ -8,6 +8,7 @@ FORMAT_VERSION = 1
 
 OVERVIEW_TAG = f"{PLUGIN_NAME}/overview"
 THUMBNAILS_TAG = f"{PLUGIN_NAME}/thumbnails"
+PRUNING_TAG = f"{PLUGIN_NAME}/pruning"
 
 OVERVIEW_COLUMNS = (
     "present",  # units that are still there
@@ -74,6 +75,21 @@ classes of the images. Splits are training and validation, kinds contribution an
 NO_CLASS = 65535
 MAX_NAMES = 1000
 """Names of so many classes are logged."""
+
+
+NETWORK_COLUMNS = ("parameters", "macs", "latency", "batch", "accuracy")
+"""What is logged of a network before pruning and after it."""
+CUT_COLUMNS = (
+    "epoch",
+    "global_step",
+    "parameters",
+    "macs",
+    "accuracy_before",
+    "accuracy_after",
+    "predicted_accuracy",
+    "predicted_loss",
+)
+"""What is logged of each time that units were pruned; NaN where not measured."""
 
 
 def layer_tag(layer: str, part: str) -> str:

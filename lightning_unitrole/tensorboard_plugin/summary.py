@@ -154,7 +154,7 @@ def write_report(
         if report.examples:
             facts, arrays = layer_examples(report.examples, names, name, slots[name], known.units[name])
             contents[layer_tag(name, "examples")] = pack({**layer_info, **facts}, arrays)
-    _write(writer, contents, _metadata(known), step)
+    write_contents(writer, contents, _metadata(known), step)
     return replace(known, step=step, roles={**known.roles, **roles}, thumbnails=thumbnails)
 
 
@@ -337,7 +337,15 @@ def _metadata(known: PluginState) -> bytes:
     return json.dumps(content).encode()
 
 
-def _write(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes, step: int) -> None:
+def write_contents(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes, step: int) -> None:
+    """Write containers by their tags as one event, and flush.
+
+    Args:
+        writer: where to log.
+        contents: containers, not deflated.
+        metadata: what TensorBoard keeps beside the overview.
+        step: step of the event.
+    """
     # TensorBoard is slow to import, and who only analyses a model never logs.
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto

@@ -68,6 +68,11 @@ export class Api {
     return this.get('examples', { run, layer, unit, step });
   }
 
+  // what pruning did so far
+  pruning(run) {
+    return this.get('pruning', { run });
+  }
+
   curves(run, layer, klass) {
     return this.get('curves', { run, layer, class: klass });
   }

@@ -4,7 +4,7 @@ import { glossary } from './vocabulary.js';
 
 const KEYS = [
   ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
-  ['1 – 7', 'choose a view; ← → among the tabs'],
+  ['1 – 8', 'choose a view; ← → among the tabs'],
   ['[ ]', 'layer before, layer after'],
   ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
   ['P', 'play, pause'],

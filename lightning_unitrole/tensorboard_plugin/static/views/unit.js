@@ -182,7 +182,7 @@ function header(ctx, data, time, chosen) {
   const at = time.at * data.units + chosen;
   const code = data.roles[at];
   const role = ctx.role(code);
-  const { changes, stable } = history(data.roles, data.units, time.steps.length - 1);
+  const { changes, stable } = history(data, time.steps.length - 1);
   const go = (to) => ctx.set({ unit: (to + data.units) % data.units });
   const input = h('input', {
     type: 'number',
@@ -251,7 +251,7 @@ function strips(ctx, data, classes, time, chosen, width) {
     });
   }
   const columns = time.steps.length;
-  const step = Math.min((width - LABEL - 12) / columns, 120);
+  const step = (width - LABEL - 12) / columns;
   const right = LABEL + columns * step;
   const top = (place) => place * ROW + (place ? 8 : 0);
   const bottom = top(rows.length);
