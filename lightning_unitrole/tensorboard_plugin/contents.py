@@ -20,6 +20,7 @@ from lightning_unitrole.tensorboard_plugin.schema import (
     NETWORK_COLUMNS,
     NO_CLASS,
     OVERVIEW_COLUMNS,
+    STRONGEST,
     UNKNOWN_EFFECT,
 )
 
@@ -132,19 +133,21 @@ def classes_part(index: RunIndex, layer: LayerIndex, *, klass: int | None = None
 
 
 def contributions_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
-    """Contribution and standard error of one unit for each class, ``[classes]``; NaN where not known."""
-    classes = len(index.classes)
+    """Contribution and standard error of one unit for some ``classes``, ``[M]`` each."""
 
     def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
         _check_units(info, layer)
-        found = {}
+        if "classes" in arrays:
+            classes = _array(arrays, "classes", "u2", (None, layer.units))[:, unit]
+        else:  # the same for all units
+            classes = np.array(index.classes, np.uint32).astype(np.uint16)
+        rows = min(len(classes), *(len(arrays[name]) for name in CONTRIBUTIONS if name in arrays and arrays[name].ndim))
+        found = {"classes": classes[:rows].copy()}
         for name in CONTRIBUTIONS:
-            logged = _field(arrays, name, (None, layer.units), (classes, layer.units))[:classes]
-            found[name] = np.full(classes, np.nan, np.float16)
-            found[name][: len(logged)] = logged[:, unit]
+            found[name] = _field(arrays, name, (None, layer.units), (rows, layer.units))[:rows, unit].copy()
         return Content({}, found)
 
-    return _part(2 * len(CONTRIBUTIONS) * classes * layer.units, 0, read)
+    return _part((2 * len(CONTRIBUTIONS) + 2) * max(STRONGEST, len(index.classes)) * layer.units, 0, read)
 
 
 def examples_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:

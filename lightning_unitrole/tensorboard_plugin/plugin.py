@@ -229,11 +229,12 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return _answer(series, {}, {"roles": series.stack("roles", np.empty((0, len(query.index.classes)), np.uint8))})
 
     def _contributions(self, query: Query) -> bytes:
-        """Contribution and standard error ``[1, classes]`` of one unit at one step, if there are any."""
+        """Contribution and standard error ``[1, M]`` of one unit for some classes at one step, if there are any."""
         part = contributions_part(query.index, query.layer, query.number("unit", query.layer.units))
         series = query.read(layer_tag(query.layer.name, "contributions"), part, query.number("step", 1 << 53))
-        empty = np.empty((0, len(query.index.classes)), np.float16)
-        return _answer(series, {}, {name: series.stack(name, empty) for name in CONTRIBUTIONS})
+        empty = np.empty((0, 0), np.float16)
+        classes = series.stack("classes", np.empty((0, 0), np.uint16))
+        return _answer(series, {}, {"classes": classes, **{name: series.stack(name, empty) for name in CONTRIBUTIONS}})
 
     def _examples(self, query: Query) -> bytes:
         """The images that one unit responds to at one step, ``[1, splits, kinds, images]``, with their pixels."""

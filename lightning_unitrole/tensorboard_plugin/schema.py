@@ -59,7 +59,10 @@ MEASURES = ("entropy_val", "entropy_train", "selective_val", "selective_train", 
 
 CONTRIBUTIONS = ("contribution_train", "contribution_val", "error_train", "error_val")
 """Float16 contribution of each unit in nats and its standard error: in a layer's state over all classes, in its part
-``contributions`` for each class that is logged. Not there where contributions were not measured."""
+``contributions`` by class. Not there where contributions were not measured."""
+
+STRONGEST = 20
+"""Contributions of a unit are logged for so many classes; of more classes for those to which it contributes most."""
 
 EFFECTS = ("effect_train", "effect_val")
 """Effect of each unit over all classes, uint8: 0 hurts, 1 has no measurable effect, 2 helps, 255 was not tested."""

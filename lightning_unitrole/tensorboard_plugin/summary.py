@@ -6,7 +6,8 @@ Each report becomes one TensorBoard event at one step:
 * ``unit_roles/<layer>/state``: role over all classes (uint8), rank (uint16) and the float16 measures of each unit; its
   effect (uint8), and its contribution and standard error (float16), where these were measured;
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
-* ``unit_roles/<layer>/contributions``: the same for its contribution and standard error (float16), where measured;
+* ``unit_roles/<layer>/contributions``: its contribution and standard error (float16) for each class, where measured;
+  of many classes for those that it contributes most to, in either direction;
 * ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation;
 * ``unit_roles/<layer>/examples``: the images that each unit contributes most to and responds to most, by the names of
   their thumbnails, with its maps, and its twins; only where the report has them;
@@ -31,8 +32,15 @@ from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.effects import HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED
-from lightning_unitrole.tensorboard_plugin.columns import finite_mean, mean_over_classes, overview_row
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE
+from lightning_unitrole.tensorboard_plugin.columns import (
+    contribution_arrays,
+    finite_mean,
+    half,
+    mean_over_classes,
+    overview_row,
+    scatter,
+)
 from lightning_unitrole.tensorboard_plugin.examples import layer_examples, new_thumbnails, thumbnail_names
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
@@ -51,8 +59,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-MAX_CLASSES = 20
-"""Roles and contributions by class are logged for so many classes at most: 1,000 would make a log 50 times as large."""
+MAX_PAIRS = 1 << 20
+"""Roles by class are logged for so many (class, unit) pairs of an analysis, about: a quarter of a megabyte."""
+LEAST_CLASSES = 20
+"""But for so many classes at least."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ def write_report(
     known: PluginState | None = None,
     kept: Mapping[str, Sequence[int] | Tensor] | None = None,
     original_units: Mapping[str, int] | None = None,
-    max_classes: int = MAX_CLASSES,
+    max_classes: int | None = None,
 ) -> PluginState:
     """Log one report for the "Unit roles" tab and flush, so that a running TensorBoard sees it.
 
@@ -108,7 +118,8 @@ def write_report(
             that is not in it has all its units.
         original_units: for each pruned layer, how many units it had at first. Needed only where ``kept`` names a layer
             that no report showed whole, as after a restart.
-        max_classes: for how many classes the role of each unit is logged. Only the first report is asked.
+        max_classes: for how many classes the role of each unit is logged; by default as many as keep an analysis small.
+            Only the first report is asked.
 
     Returns:
         What to hand in as ``known`` with the next report.
@@ -131,7 +142,7 @@ def write_report(
     known = _leave_out_new_layers(report, known)
 
     slots = {name: _slots(report.layers[name], known, kept or {}) for name in known.layers if name in report.layers}
-    roles = {name: _scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
+    roles = {name: scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
     info = {"format": FORMAT_VERSION, "epoch": report.epoch}
     contents: dict[str, bytes] = {OVERVIEW_TAG: _overview(report, known, roles, info)}
     names = {split: thumbnail_names(found) for split, found in report.examples.items()}
@@ -145,7 +156,7 @@ def write_report(
         if layer.roles.numel():
             by_class = roles[name][1:][list(known.classes)]
             contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": by_class})
-        measured = _contributions(layer, slots[name], known)
+        measured = contribution_arrays(layer, slots[name], known.units[name], known.num_classes)
         if measured:
             contents[layer_tag(name, "contributions")] = pack(layer_info, measured)
         described, arrays = _curves(layer, known.classes)
@@ -162,7 +173,7 @@ def _first_state(
     report: UnitReport,
     kept: Mapping[str, Sequence[int] | Tensor],
     original_units: Mapping[str, int],
-    max_classes: int,
+    max_classes: int | None,
 ) -> PluginState:
     units = {name: original_units.get(name, layer.num_units) for name, layer in report.layers.items()}
     for name in kept:
@@ -171,6 +182,8 @@ def _first_state(
                 f"Layer {name!r} is pruned in the first report of this run; pass original_units={{{name!r}: ...}}, its "
                 "number of units before pruning."
             )
+    if max_classes is None:
+        max_classes = min(MAX_NAMES, max(LEAST_CLASSES, MAX_PAIRS // max(1, sum(units.values()))))
     classes = tuple(range(min(max_classes, len(report.class_names))))
     return PluginState(
         layers=tuple(report.layers),
@@ -217,13 +230,6 @@ def _slots(layer: LayerReport, known: PluginState, kept: Mapping[str, Sequence[i
     return slots
 
 
-def _scatter(values: Array, slots: Array, units: int, fill: Any = REMOVED) -> Array:
-    """``[..., units]``: ``values`` at their original places and ``fill`` at those of removed units."""
-    whole = np.full((*values.shape[:-1], units), fill, values.dtype)
-    whole[..., slots] = values
-    return whole
-
-
 def _all_roles(layer: LayerReport) -> Array:
     """Role codes ``[1 + classes, U]`` uint8: over all classes in the first row, then class by class."""
     if layer.summary.numel() == 0:
@@ -244,38 +250,20 @@ def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
     }
     rank = np.empty(layer.num_units, np.uint16)
     rank[layer.val.overall_order.cpu().numpy()] = np.arange(layer.num_units)
-    state = {"roles": roles, "rank": _scatter(rank, slots, units, np.iinfo(np.uint16).max)}
+    state = {"roles": roles, "rank": scatter(rank, slots, units, np.iinfo(np.uint16).max)}
     for name in MEASURES:
-        state[name] = _scatter(_half(measures[name]), slots, units, np.nan)
+        state[name] = scatter(half(measures[name]), slots, units, np.nan)
     for split in SPLITS:
         measured: SplitReport = getattr(layer, split)
         if measured.contributions is not None:
             overall = measured.contributions.overall()
-            state[f"contribution_{split}"] = _scatter(_half(overall.mean.numpy()), slots, units, np.nan)
-            state[f"error_{split}"] = _scatter(_half(overall.standard_error.numpy()), slots, units, np.nan)
+            state[f"contribution_{split}"] = scatter(half(overall.mean.numpy()), slots, units, np.nan)
+            state[f"error_{split}"] = scatter(half(overall.standard_error.numpy()), slots, units, np.nan)
         if layer.summary_effects is not None:
             effect = getattr(layer.summary_effects, split).numpy()
             codes = np.where(effect == UNTESTED, UNKNOWN_EFFECT, effect - HURTS).astype(np.uint8)
-            state[f"effect_{split}"] = _scatter(codes, slots, units, UNKNOWN_EFFECT)
+            state[f"effect_{split}"] = scatter(codes, slots, units, UNKNOWN_EFFECT)
     return state
-
-
-def _contributions(layer: LayerReport, slots: Array, known: PluginState) -> dict[str, Array]:
-    """Contributions and standard errors ``[classes, units]`` of the classes that are logged one by one."""
-    found = {}
-    for split in SPLITS:
-        measured: SplitReport = getattr(layer, split)
-        if measured.contributions is not None:
-            by_class = measured.contributions.by_class()
-            for name, values in (("contribution", by_class.mean), ("error", by_class.standard_error)):
-                logged = _half(values.numpy()[list(known.classes)])
-                found[f"{name}_{split}"] = _scatter(logged, slots, known.units[layer.name], np.nan)
-    return found
-
-
-def _half(values: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16)
 
 
 def _overview(report: UnitReport, known: PluginState, roles: Mapping[str, Array], info: Mapping[str, Any]) -> bytes:
