@@ -65,6 +65,7 @@ class AnalysisSession:
         runner: runs the model.
         options: what to analyse and how.
         batch: any batch, already on the model's device; two images are enough.
+        class_names: what the data call their classes, for where the options do not; passed over where it does not fit.
 
     Attributes:
         layers: the chosen layers, in the order in which the model runs them.
@@ -80,7 +81,9 @@ class AnalysisSession:
         BackendError: if the topology backend cannot run on the model's device.
     """
 
-    def __init__(self, runner: Runner, options: AnalysisOptions, batch: Any) -> None:
+    def __init__(
+        self, runner: Runner, options: AnalysisOptions, batch: Any, class_names: Sequence[str] | None = None
+    ) -> None:
         self.runner, self.options = runner, options
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
         self.example_inputs, _ = split_batch(batch, options.batch_fn)
@@ -90,7 +93,9 @@ class AnalysisSession:
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes()
-        names = options.class_names or [str(index) for index in range(self.num_classes)]
+        if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
+            class_names = [str(index) for index in range(self.num_classes)]
+        names = options.class_names or class_names
         self.class_names = tuple(str(name) for name in names)
         self.observer = Observer(runner, options, self.layers, self.num_classes)
 

@@ -82,12 +82,13 @@ class Training:
         class_curves: bool = True,
         contributions: bool = False,
         images: bool = False,
+        images_each: int = 50,
         points: int = 33,
         seed: int = 0,
     ) -> None:
         self.layers, self.classes, self.seed = tuple(layers), tuple(classes), seed
         self.ablation, self.class_curves, self.points = ablation, class_curves and not contributions, points
-        self.contributions, self.images = contributions, images
+        self.contributions, self.images, self.images_each = contributions, images, images_each
         self.random = np.random.default_rng(seed)
         self.latent = {spec.name: self.random.normal(0, 1, (len(classes), spec.units)) for spec in layers}
         # Some units lean to the training images, a few to the validation images.
@@ -189,8 +190,9 @@ class Training:
             check=check,
         )
 
-    def _measured(self, mean: np.ndarray, noise: float, images: int = 50) -> Contributions:
-        """Sums over so many images in each half, drawn around the mean."""
+    def _measured(self, mean: np.ndarray, noise: float) -> Contributions:
+        """Sums over the images in each half, drawn around the mean."""
+        images = self.images_each
         each = self.random.normal(mean, 0.2 * noise, (2, images, *mean.shape))
         sums, counted = torch.from_numpy(each.sum(1)), torch.full((2, len(mean)), images)
         whole = sums.sum(-1)

@@ -8,7 +8,12 @@ const FIELDS = ['roles', 'rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 
 const KEEP = { layer: 3, classes: 6 };
 
 async function request(path, parameters) {
-  const response = await fetch(`./${path}?${new URLSearchParams(parameters)}`);
+  let response;
+  try {
+    response = await fetch(`./${path}?${new URLSearchParams(parameters)}`);
+  } catch {
+    throw new Error('TensorBoard does not answer. Has it been stopped? Start it again, then reload this page.');
+  }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
   throw new Error(problem.error || `TensorBoard answered ${response.status} to ${path}.`);

@@ -1,7 +1,7 @@
 // The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
 import { Api } from './api.js';
 import { indexOf } from './derive.js';
-import { choice, h, keepFocus, plural, select, whole } from './dom.js';
+import { choice, h, keepFocus, plural, search, select, whole } from './dom.js';
 import { buildFrame, emptyState, notice } from './frame.js';
 import { watchDarkMode, watchReload } from './host.js';
 import { Palette } from './palette.js';
@@ -19,6 +19,8 @@ import { units } from './views/units.js';
 import { ROLE, roleOf } from './vocabulary.js';
 
 const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs, pruning];
+
+const MANY_CLASSES = 30; // more are searched by name
 
 export class App {
   constructor(root) {
@@ -48,6 +50,7 @@ export class App {
     });
     window.unitRoles = this; // for scripts that drive the page
     window.focus(); // so that the keys work at once
+    this.say(h('p', {}, 'Reading the logs …'));
     await this.reload();
   }
 
@@ -68,7 +71,7 @@ export class App {
       this.loaded = true;
       await this.refresh();
     } catch (error) {
-      this.say(h('p', {}, `The roles could not be read: ${error.message}`));
+      this.say([h('h2', {}, 'The roles could not be read'), h('p', {}, error.message)]);
     }
   }
 
@@ -209,7 +212,7 @@ export class App {
     } catch (error) {
       if (token !== this.token) return;
       console.error(error);
-      this.say(h('p', {}, `This view could not be drawn: ${error.message}`));
+      this.say([h('h2', {}, 'This view could not be drawn'), h('p', {}, error.message)]);
     } finally {
       clearTimeout(slow);
       panel.classList.remove('loading');
@@ -256,12 +259,13 @@ export class App {
     }
     if (uses.has('class')) {
       const more = run.num_classes - run.classes.length;
+      const field = run.classes.length > MANY_CLASSES ? search : select;
       const options = [
         ['all', view.allClasses || 'All classes together'],
         ...run.class_names.map((name, place) => [String(place), name]),
       ];
       fields.push(
-        select('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), {
+        field('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), {
           title: more > 0 ? `${more} more classes are part of "all" but were not logged one by one` : null,
         }),
       );

@@ -1,12 +1,15 @@
 // What the views compute from roles [steps, units] and measures; pure functions on flat typed arrays.
 import { isRole, STACK } from './vocabulary.js';
 
-// The roles to explain: the real ones, and what else occurs.
+// The roles to explain: the real ones where there are any, and what else occurs.
 const seen = new WeakMap();
 export function codesIn(roles) {
   if (!seen.has(roles)) {
-    const occurs = (code) => isRole(code) || roles.includes(code);
-    seen.set(roles, STACK.filter(occurs));
+    const any = roles.some(isRole);
+    seen.set(
+      roles,
+      STACK.filter((code) => (any && isRole(code)) || roles.includes(code)),
+    );
   }
   return seen.get(roles);
 }

@@ -136,7 +136,8 @@ export function emptyState(skipped) {
       {},
       'Then point TensorBoard at that directory (',
       h('code', {}, 'tensorboard --logdir logs'),
-      ') and reload. If training has just begun, the first analysis comes at the end of its first epoch.',
+      ') and reload, with the round arrow above: TensorBoard reloads by itself only if its settings say so. If ' +
+        'training has just begun, the first analysis comes at the end of its first epoch.',
     ),
   ];
 }

@@ -16,6 +16,8 @@ const DEFAULTS = {
   order: '', // column by which the overview is sorted
   find: '', // part of the name of a layer
   colour: 'role',
+  classes: '', // part of the name of a class
+  page: '', // of classes
   measure: 'entropy',
   shares: 'pairs',
   axis: 'epoch',

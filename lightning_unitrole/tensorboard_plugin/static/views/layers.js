@@ -121,7 +121,8 @@ export function codesOf(ctx, table, pairs) {
     for (let t = 0; t < table.time.labels.length; t++)
       for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
   });
-  return STACK.filter((code) => isRole(code) || seen.has(code));
+  const any = [...seen].some(isRole);
+  return STACK.filter((code) => (any && isRole(code)) || seen.has(code));
 }
 
 function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {

@@ -10,6 +10,7 @@ import { EFFECTS, usefulness } from './usefulness.js';
 
 const ROW = 20;
 const LABEL = 130;
+const PAGE = 20; // classes at a time
 
 export const unit = {
   id: 'unit',
@@ -85,6 +86,7 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
       { class: 'card' },
       h('h3', {}, 'Role over time'),
       h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))),
+      classes && ctx.run.classes.length > PAGE ? pager(ctx) : '',
       strips(ctx, data, classes, time, chosen, width),
     ),
     h(
@@ -236,13 +238,56 @@ function header(ctx, data, time, chosen) {
   ];
 }
 
+// The classes whose roles are shown: those with a name that was searched for, a page at a time.
+function pageOf(ctx) {
+  const wanted = ctx.state.get('classes').trim().toLowerCase();
+  const found = ctx.run.class_names
+    .map((name, klass) => [name, klass])
+    .filter(([name]) => name.toLowerCase().includes(wanted));
+  const pages = Math.max(1, Math.ceil(found.length / PAGE));
+  const at = Math.min(pages - 1, Math.max(0, Number(ctx.state.get('page')) || 0));
+  return { shown: found.slice(at * PAGE, (at + 1) * PAGE), found: found.length, at, pages };
+}
+
+function pager(ctx) {
+  const { found, at, pages } = pageOf(ctx);
+  const turn = (label, text, to) =>
+    h(
+      'button',
+      { class: 'icon', 'aria-label': label, disabled: to < 0 || to >= pages, onclick: () => ctx.set({ page: to }) },
+      text,
+    );
+  const more = ctx.run.num_classes - ctx.run.classes.length;
+  return h(
+    'div',
+    { class: 'options pager' },
+    h(
+      'label',
+      { class: 'field' },
+      h('span', {}, 'Find'),
+      h('input', {
+        type: 'search',
+        name: 'classes',
+        placeholder: 'name of a class',
+        'aria-label': 'Find a class',
+        value: ctx.state.get('classes'),
+        oninput: (event) => ctx.set({ classes: event.target.value, page: '' }),
+      }),
+    ),
+    turn('Classes before', '‹', at - 1),
+    h('span', {}, `page ${at + 1} of ${pages}, ${plural(found, 'class', 'classes')}`),
+    turn('Classes after', '›', at + 1),
+    more > 0 && h('small', {}, `${plural(more, 'more class', 'more classes')} were not logged one by one`),
+  );
+}
+
 // Majority role on top, then one stripe a class.
 function strips(ctx, data, classes, time, chosen, width) {
   const rows = [{ name: 'all classes', code: (t) => data.roles[t * data.units + chosen], bold: true }];
   if (classes) {
     const count = ctx.run.classes.length;
     const place = new Map(Array.from(classes.steps, (step, at) => [step, at]));
-    ctx.run.class_names.forEach((name, klass) => {
+    pageOf(ctx).shown.forEach(([name, klass]) => {
       rows.push({
         name,
         code: (t) =>
