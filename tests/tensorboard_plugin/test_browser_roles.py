@@ -220,3 +220,5 @@ def test_a_unit_shows_the_images_it_looks_at(driver: Any, fast: str) -> None:
 def test_a_run_without_images_says_nothing_of_them(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="baseline", layer="features.3", view="unit")
     assert page.find(".looks-at") == []
+    assert "of 48 in features.3" in page.text(".unit-head")
+    assert page.errors() == []

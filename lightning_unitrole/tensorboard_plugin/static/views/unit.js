@@ -5,6 +5,7 @@ import { decimal, h, percent, plural, svg } from '../dom.js';
 import { fillOf, ROLE } from '../vocabulary.js';
 import { ordered } from './doubts.js';
 import { looksAt } from './examples.js';
+import { read } from './layers.js';
 import { contribution, explain, legend, nothing, swatch } from './parts.js';
 import { EFFECTS, usefulness } from './usefulness.js';
 
@@ -32,7 +33,7 @@ export const unit = {
       async load() {
         const { run, layer } = ctx;
         const data = { ...(await ctx.api.layer(run.name, layer.index)), units: layer.units };
-        const chosen = chosenUnit(ctx, data);
+        const chosen = chosenUnit(ctx, data, read(ctx, await ctx.api.overview(run.name)));
         const classes = layer.parts.includes('classes') ? await ctx.api.unit(run.name, layer.index, chosen) : null;
         const { steps, at } = ctx.time(data);
         const measured = layer.parts.includes('contributions') && at >= 0;
@@ -47,7 +48,7 @@ export const unit = {
 };
 
 // The chosen unit; otherwise the one that contributes most at the cursor, or ranks first where nobody measured that.
-function chosenUnit(ctx, data) {
+function chosenUnit(ctx, data, table) {
   const wanted = ctx.state.get('unit');
   if (wanted !== '' && Number(wanted) >= 0 && Number(wanted) < data.units) return Number(wanted);
   const { at } = ctx.time(data);
@@ -56,7 +57,7 @@ function chosenUnit(ctx, data) {
   const most = Math.max(...row('contribution_val').filter(Number.isFinite));
   const first = Number.isFinite(most)
     ? row('contribution_val').indexOf(most)
-    : ordered(ctx)
+    : ordered(ctx, table)
       ? row('rank').indexOf(0)
       : 0;
   return Math.max(0, first);

@@ -2,7 +2,7 @@
 import { changedAt, codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
-import { isRole } from '../vocabulary.js';
+import { SHARED_ROLES } from '../vocabulary.js';
 import { ordered } from './doubts.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
@@ -87,7 +87,7 @@ const sortOf = (ctx, data) => {
   return sortsOf(ctx, data).some(([sort]) => sort === wanted) ? wanted : 'unit';
 };
 
-const hasRoles = (data) => data.roles.some(isRole);
+const hasRoles = (data) => data.roles.some((code) => SHARED_ROLES.includes(code));
 
 // Without roles the raster would be blank.
 const colourOf = (ctx, data) =>
