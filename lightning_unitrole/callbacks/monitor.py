@@ -26,7 +26,7 @@ from lightning_unitrole.analysis.advice import (
 )
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
-from lightning_unitrole.callbacks.faults import in_words, where
+from lightning_unitrole.callbacks.faults import in_words, together, where
 from lightning_unitrole.callbacks.pace import Pace
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
@@ -355,9 +355,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     @contextmanager
     def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Turn a fault of the analysis into a warning; a wrong setting stays an error."""
+        """Turn a fault of the analysis, in any process, into a warning; a wrong setting stays an error."""
         try:
-            yield
+            with together(trainer):
+                yield
         except (SettingError, BackendError, Warning):
             raise
         except Exception as error:
