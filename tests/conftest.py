@@ -24,9 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests out without ``--slow``."""
+    """Without ``--slow``, leave out slow tests, and all but some cases of tests that are marked ``sampled(n)``."""
     if config.getoption("--slow"):
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen: set[pytest.Item] = set()
+    for found in cases.values():
+        sampled = found[0].get_closest_marker("sampled")
+        wanted = len(found) if sampled is None else min(sampled.args[0], len(found))
+        chosen.update(found[number * len(found) // wanted] for number in range(wanted))
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
