@@ -255,6 +255,7 @@ def test_the_path_may_begin_at_the_mean_map() -> None:
         close(found.sums, sums_of(expected, images))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [CifarNet, SqueezeNet, FunctionalNet])
 def test_with_many_nodes_contributions_add_up_to_what_the_layer_does(make: Callable[[], nn.Module]) -> None:
     net, images = randomised(make()).double(), make_images()

@@ -140,6 +140,7 @@ def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path
             assert resumed[key] == value, key
 
 
+@pytest.mark.slow
 def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> None:
     """A shuffled validation set cannot be tapped, so its images run through the model once more."""
     tapped, probed = monitor(), monitor()
@@ -240,6 +241,7 @@ def test_no_hook_stays_after_a_good_run() -> None:
     assert hooks_of(fit(monitor(), max_epochs=1)) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "collate",
     [
@@ -371,6 +373,7 @@ def test_an_empty_validation_set_is_said() -> None:
     assert watched.report is None
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "bar",
     [TQDMProgressBar, lambda: RichProgressBar(console_kwargs={"force_terminal": True})],
@@ -404,6 +407,7 @@ def test_iterable_data_are_read_as_a_stream() -> None:
     assert_same_report(streamed.report, indexed.report, losses=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path) -> None:
     watched = monitor()
     fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
@@ -425,6 +429,7 @@ def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
     assert "unitrole_ranking_gap/net.7/val" in header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["unitrole_feature_entropy/net.7/val", "unitrole/net.7/feature_entropy/val"])
 def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path, key: str) -> None:
     keep = ModelCheckpoint(dirpath=tmp_path, monitor=key)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.callbacks.faults import ask_peers
 from lightning_unitrole.callbacks.progress import trainer_progress
 from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, class_names_behind, first_batch
 from lightning_unitrole.data.probe import Probe
@@ -35,6 +36,8 @@ _COLLECTIONS = (list, tuple, dict, CombinedLoader)
 
 class TrainerRunner(Runner):
     """Runs a LightningModule as its trainer does: precision, device and processes are the trainer's.
+
+    Several processes use it inside of :func:`~lightning_unitrole.callbacks.faults.together`.
 
     Args:
         trainer: the trainer.
@@ -67,6 +70,7 @@ class TrainerRunner(Runner):
         """``values`` summed over processes."""
         if self.shards == 1:
             return values
+        ask_peers(self._trainer)
         on_device = values.to(self.device, copy=True)
         torch.distributed.all_reduce(on_device)
         return on_device
@@ -75,6 +79,7 @@ class TrainerRunner(Runner):
         """``values`` ``[B]`` of every process as ``[processes, B]``."""
         if self.shards == 1:
             return values.unsqueeze(0)
+        ask_peers(self._trainer)
         gathered = self._trainer.strategy.all_gather(values)
         return gathered if isinstance(gathered, Tensor) else torch.stack(gathered)
 
