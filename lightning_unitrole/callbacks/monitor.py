@@ -83,9 +83,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
-        log_images: log small pictures of the images that each unit contributes most to and responds to most, for the
-            tab "Unit roles": at most a megabyte an analysis, and 8 MB of pictures a run. Only where the inputs are
-            images ``[B, 1 or 3, H, W]``, with roles by contribution and a TensorBoard logger.
+        log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
+            megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.

@@ -24,6 +24,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield address
 
 
+@pytest.mark.slow
 def test_all_units_of_a_wide_layer_fit_with_the_right_shares(driver: Any, large: str) -> None:
     from lightning_unitrole.reports.vocabulary import ROLE_OF, ROLES
 
@@ -47,6 +48,7 @@ def test_all_units_of_a_wide_layer_fit_with_the_right_shares(driver: Any, large:
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_many_classes_are_searched_and_paged(driver: Any, large: str) -> None:
     page = Page(driver, large, run="many", view="unit", unit="3")
     assert "page 1 of 3, 60 classes" in page.text(".pager")
@@ -69,6 +71,7 @@ def test_many_classes_are_searched_and_paged(driver: Any, large: str) -> None:
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_told_in_words(driver: Any, tmp_path: Path) -> None:
     log_run(tmp_path / "run", Training((Spec("conv", 4),)), 1)
     with tensorboard(tmp_path, runs=1) as address:
