@@ -109,7 +109,9 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log_run(root / "without_ablation", Training(LAYERS, seed=3, ablation=False), 4)
     log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, images=True, seed=5), 3)
     with SummaryWriter(root / "only_pruning") as writer:
-        write_pruning(writer, PRUNED.state_dict(), epoch=3, step=300)
+        state = PRUNED.state_dict()
+        state["steps"][1]["predicted_accuracy"] = 0.91
+        write_pruning(writer, state, epoch=3, step=300)
     harmful = Training((replace(LAYERS[0], name=f"layer {MARKUP}"),), (MARKUP, *CLASSES[1:]), seed=4)
     log_run(root / f"zz {MARKUP}".replace("/", ""), harmful, 3)
     return root

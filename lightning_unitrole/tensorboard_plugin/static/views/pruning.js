@@ -70,29 +70,35 @@ const HEAD = [
   ['MACs', 'Multiply-accumulate operations of one image, and the share that is left of those in the beginning'],
   ['parameters', ''],
   ['accuracy', 'On the validation images, right before the cut'],
-  ['right after', 'The same before any fine-tuning'],
   ['predicted', 'What was expected of the cut before it was made'],
+  ['right after', 'The same before any fine-tuning'],
 ];
 
 function table(before, after, cuts, gone) {
   const foreseen = cuts.some((cut) => Number.isFinite(cut.predicted_accuracy));
-  const head = foreseen ? HEAD : HEAD.slice(0, -1);
+  const head = foreseen ? HEAD : HEAD.filter(([name]) => name !== 'predicted');
   const size = (net) => [
     h('td', {}, whole(net.macs), ' ', h('small', {}, percent(net.macs / before.macs))),
     h('td', {}, whole(net.parameters)),
   ];
-  const line = (name, units, net, accuracies) =>
+  const line = (name, units, net, accuracy, predicted = NaN, rightAfter = NaN) =>
     h(
       'tr',
       {},
       h('th', { scope: 'row' }, name),
       h('td', {}, units),
       size(net),
-      accuracies.slice(0, head.length - 4).map((value) => h('td', {}, percent(value, 1))),
+      [accuracy, ...(foreseen ? [predicted] : []), rightAfter].map((value) => h('td', {}, percent(value, 1))),
     );
   return h(
     'table',
     { class: 'small cuts-table' },
+    h(
+      'caption',
+      { class: 'note' },
+      `A forward pass of ${whole(after.batch)} images took ${decimal(before.latency)} ms in the beginning and takes ` +
+        `${decimal(after.latency)} ms now.`,
+    ),
     h(
       'thead',
       {},
@@ -105,21 +111,18 @@ function table(before, after, cuts, gone) {
     h(
       'tbody',
       {},
-      line('in the beginning', '', before, [before.accuracy, NaN, NaN]),
+      line('in the beginning', '', before, before.accuracy),
       cuts.map((cut, i) =>
-        line(`epoch ${whole(cut.epoch)}, step ${whole(cut.global_step)}`, String(gone[i]), cut, [
+        line(
+          `epoch ${whole(cut.epoch)}, step ${whole(cut.global_step)}`,
+          String(gone[i]),
+          cut,
           cut.accuracy_before,
-          cut.accuracy_after,
           cut.predicted_accuracy,
-        ]),
+          cut.accuracy_after,
+        ),
       ),
-      line('now', '', after, [after.accuracy, NaN, NaN]),
-    ),
-    h(
-      'caption',
-      { class: 'note' },
-      `A forward pass of ${whole(after.batch)} images took ${decimal(before.latency)} ms in the beginning and takes ` +
-        `${decimal(after.latency)} ms now.`,
+      line('now', '', after, after.accuracy),
     ),
   );
 }
