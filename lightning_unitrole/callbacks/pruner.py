@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from lightning_unitrole.analysis.options import options_of
 from lightning_unitrole.callbacks.faults import PeerFaultError, ask_peers, in_words, together, where
+from lightning_unitrole.callbacks.measuring import Measuring, callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
-from lightning_unitrole.callbacks.trainer import TrainerAnalysis
 from lightning_unitrole.pruning.coupling import ChannelGroup
 from lightning_unitrole.pruning.equivalence import remove_checked
-from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
 from lightning_unitrole.pruning.history import original_amounts, record_removals, removals_of
 from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
@@ -28,14 +26,14 @@ from lightning_unitrole.pruning.network import NetworkState, units_left
 from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
 from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_removal
 from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
-from lightning_unitrole.pruning.report import NetworkSize, PruningReport, PruningStep
+from lightning_unitrole.pruning.report import NetworkSize, Prediction, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
-from lightning_unitrole.pruning.selection import EVIDENCE, ROLES, Limits, choose, find_candidates, prunable_groups
-from lightning_unitrole.ranking.criteria import CRITERIA, Criterion
+from lightning_unitrole.pruning.selection import (
+    choose,
+)
+from lightning_unitrole.pruning.suggestion import layer_calls
 
-_ABLATION_POINTS = 16
 _log = logging.getLogger(__name__)
-_EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
 
 
 class _Plan(NamedTuple):
@@ -43,33 +41,26 @@ class _Plan(NamedTuple):
 
     choice: dict[str, list[int]]
     accuracy: float
+    predicted: Prediction
 
 
-class Pruner(pl.Callback):
+class Pruner(Measuring):
     """The work of the callback, without its settings and hooks; one network at a time."""
 
-    choose_by: str | Criterion
-    criterion: str | Criterion | None
     amount: float | None
     of: str
-    limits: Limits
     mode: str
     remove_at_end: bool
     schedule: Schedule
-    layers: str | Sequence[str]
-    skip_layers: list[str]
-    monitor: UnitRoleMonitor | None
     report: PruningReport | None
 
     def __init__(self) -> None:
         super().__init__()
         self.report = None
         self._original: dict[str, int] = {}
-        self._masked: Removal | None = None
         self._mask: UnitMask | None = None
-        self._analysis: TrainerAnalysis | None = None
-        self._state: NetworkState | None = None
         self._warned: set[str] = set()
+        self._layers: dict[str, str] = {}
 
     def _begin(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how the network was in the beginning; once a run."""
@@ -136,7 +127,7 @@ class Pruner(pl.Callback):
             return False
         size = self._size(trainer, pl_module, now)
         with self._going_on(trainer, "What was pruned could not be noted"):
-            self._note_step(trainer, pl_module, before, plan.accuracy, size)
+            self._note_step(trainer, pl_module, before, plan, size)
         self._log(trainer)
         return True
 
@@ -156,12 +147,7 @@ class Pruner(pl.Callback):
                 )
             return None
         choice = choose(
-            find_candidates(
-                self._groups(network),
-                self._evidence(network, trainer, pl_module),
-                choose_by=self.choose_by if isinstance(self.choose_by, str) else "criterion",
-                gone=network.gone(self._masked),
-            ),
+            self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module)),
             network.graph,
             amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
             of=self.of,
@@ -169,8 +155,9 @@ class Pruner(pl.Callback):
             original=self._original,
             now=network.amounts,
         )
+        predicted = network.predict(plan_removal(network.graph, choice))
         network.release()
-        return _Plan(choice, accuracy)
+        return _Plan(choice, accuracy, predicted)
 
     def _size(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, counted: tuple[int, int, dict[str, int]]
@@ -191,10 +178,11 @@ class Pruner(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         before: dict[str, torch.Tensor],
-        accuracy: float,
+        plan: _Plan,
         size: NetworkSize,
     ) -> None:
         assert self.report is not None
+        self._layers = layer_calls(pl_module, self._masked)
         left = units_left(pl_module, self._masked)
         step = PruningStep(
             epoch=trainer.current_epoch,
@@ -206,10 +194,13 @@ class Pruner(pl.Callback):
             },
             parameters=size.parameters,
             macs=size.macs,
-            accuracy_before=accuracy,
+            accuracy_before=plan.accuracy,
             accuracy_after=size.accuracy,
+            loss_after=size.loss,
+            predicted_accuracy=plan.predicted.accuracy,
+            predicted_loss=plan.predicted.loss,
         )
-        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy)
+        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=plan.accuracy)
         self.report = replace(self.report, before=start, after=size, steps=(*self.report.steps, step))
 
     def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
@@ -270,58 +261,6 @@ class Pruner(pl.Callback):
         with self._going_on(trainer, "Compiled code could not be forgotten"):
             _recompile()
 
-    def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
-        """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
-        if self._analysis is None:
-            found = [callback for callback in callbacks_of(trainer) if isinstance(callback, UnitRoleMonitor)]
-            source = self.monitor or (found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS))
-            criterion = self.choose_by if self._by_criterion else self.criterion
-            options = options_of(
-                source,
-                layers=self.layers,
-                criterion=source.criterion if criterion is None else criterion,
-                ablation_points=(source.ablation_points or _ABLATION_POINTS) if self._needs_accuracy else 0,
-            )
-            self._analysis = TrainerAnalysis(
-                options,
-                train_data=source.train_data,
-                forward_fn=source.forward_fn,
-                val_dataloader_idx=source.val_dataloader_idx,
-            )
-        return self._analysis
-
-    @property
-    def _needs_accuracy(self) -> bool:
-        return self.choose_by in (EVIDENCE, ROLES) or self.limits.max_drop is not None
-
-    @property
-    def _by_criterion(self) -> bool:
-        return callable(self.choose_by) or self.choose_by not in (EVIDENCE, ROLES)
-
-    def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
-        if self._state is None:
-            analysis = self._trainer_analysis(trainer)
-            self._state = NetworkState(analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module))
-        return self._state
-
-    def _evidence(
-        self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> list[LayerEvidence]:
-        if self.choose_by == ROLES:
-            report = self._trainer_analysis(trainer).report(trainer, pl_module)
-            return [LayerEvidence.of(layer) for layer in report.layers.values()]
-        several = self.choose_by == EVIDENCE and self.criterion is None
-        criteria = _EVIDENCE_CRITERIA if several else [network.session.options.criterion]
-        return gather_evidence(network.session, network.sample, criteria)
-
-    def _groups(self, network: NetworkState) -> list[ChannelGroup]:
-        """The groups that the settings allow to be pruned."""
-        measured = [layer.name for layer in network.session.layers]
-        layers = [self.layers] if isinstance(self.layers, str) else self.layers
-        return prunable_groups(
-            network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
-        )
-
     def _log(self, trainer: pl.Trainer) -> None:
         report = self.report
         assert report is not None
@@ -359,11 +298,6 @@ class Pruner(pl.Callback):
             if kind not in self._warned and trainer.is_global_zero:
                 self._warned.add(kind)
                 warnings.warn(f"{what}, and training goes on. {in_words(error, logger=__name__)}", stacklevel=3)
-
-
-def callbacks_of(trainer: Any) -> list[Any]:
-    """The callbacks of a trainer."""
-    return list(trainer.callbacks)
 
 
 def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:
