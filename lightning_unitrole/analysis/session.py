@@ -111,6 +111,22 @@ class AnalysisSession:
         """Whether roles come from contributions; without ablation there are no roles."""
         return self.options.roles == "contribution" and bool(self.options.ablation_points)
 
+    def most_passes(self) -> int:
+        """Forward passes of one image, at most, that a report takes; a backward pass counts as two.
+
+        Most of them run only what lies behind a layer, so that the time is well below that of so many whole passes.
+        """
+        options, images = self.options, 2 * self.images_per_class * self.num_classes
+        published, overall = map(sum, zip(*(self.curves(layer).most_passes() for layer in self.layers), strict=True))
+        passes = images
+        if not self.roles_by_contribution or options.class_curves:
+            passes += images * published
+        if self.roles_by_contribution:
+            single = sum(layer.num_units for layer in self.layers) if options.effects == "removal" else 0
+            passes += images * (3 * options.contribution_steps * len(self.layers) + single)
+            passes += options.curve_images * self.num_classes * overall
+        return passes
+
     def probe(self, source: DataSource, *, name: str, held_out: bool = False) -> Probe:
         """The first images of each class of a data source.
 

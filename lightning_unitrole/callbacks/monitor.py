@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_unitrole.analysis.advice import (
+    announcement,
     left_out_images,
     misleading_layers,
     misleading_ranking,
@@ -34,6 +36,7 @@ from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger
+from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -182,7 +185,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             self._analysis.val_loader(trainer)
         self._pace.start(trainer.current_epoch)
         with self._going_on(trainer):
-            self._analysis.session(trainer, pl_module)
+            session = self._analysis.session(trainer, pl_module)
+            images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size
+            if math.isfinite(images):
+                rank_zero_info(announcement(session, images))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start tapping, where this epoch is analysed."""

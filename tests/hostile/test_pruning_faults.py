@@ -26,12 +26,12 @@ pytestmark = QUIETLY
 FULL = 4
 
 BEFORE = [
-    "lightning_unitrole.callbacks.pruning.choose",
-    "lightning_unitrole.callbacks.pruning.find_candidates",
-    "lightning_unitrole.callbacks.pruning.prunable_groups",
-    "lightning_unitrole.callbacks.pruning.gather_evidence",
-    "lightning_unitrole.callbacks.pruning.plan_removal",
-    "lightning_unitrole.callbacks.pruning.units_left",
+    "lightning_unitrole.callbacks.pruner.choose",
+    "lightning_unitrole.callbacks.pruner.find_candidates",
+    "lightning_unitrole.callbacks.pruner.prunable_groups",
+    "lightning_unitrole.callbacks.pruner.gather_evidence",
+    "lightning_unitrole.callbacks.pruner.plan_removal",
+    "lightning_unitrole.callbacks.pruner.units_left",
     "lightning_unitrole.pruning.network.NetworkState.accuracy",
     "lightning_unitrole.pruning.network.NetworkState.counts",
     "lightning_unitrole.pruning.network.NetworkState.gone",
@@ -45,10 +45,10 @@ BEFORE = [
 """What is called before a removal, in both modes."""
 
 REMOVING = [
-    "lightning_unitrole.callbacks.pruning.check_optimizers",
-    "lightning_unitrole.callbacks.pruning.remove_checked",
-    "lightning_unitrole.callbacks.pruning.record_removals",
-    "lightning_unitrole.callbacks.pruning.carry_over",
+    "lightning_unitrole.callbacks.pruner.check_optimizers",
+    "lightning_unitrole.callbacks.pruner.remove_checked",
+    "lightning_unitrole.callbacks.pruner.record_removals",
+    "lightning_unitrole.callbacks.pruner.carry_over",
     "lightning_unitrole.pruning.equivalence.remove",
     "lightning_unitrole.pruning.equivalence.UnitMask",
     "lightning_unitrole.pruning.equivalence._tolerance",
@@ -59,15 +59,15 @@ REMOVING = [
 ]
 """What is called while units are removed."""
 
-MASKING = ["lightning_unitrole.callbacks.pruning.UnitMask", "lightning_unitrole.pruning.masking.UnitMask.take"]
+MASKING = ["lightning_unitrole.callbacks.pruner.UnitMask", "lightning_unitrole.pruning.masking.UnitMask.take"]
 """What is called while units are masked."""
 
 AFTER = [
-    "lightning_unitrole.callbacks.pruning.NetworkState",
-    "lightning_unitrole.callbacks.pruning.log_pruning",
-    "lightning_unitrole.callbacks.pruning.pruning_scalars",
-    "lightning_unitrole.callbacks.pruning.PruningStep",
-    "lightning_unitrole.callbacks.pruning._recompile",
+    "lightning_unitrole.callbacks.pruner.NetworkState",
+    "lightning_unitrole.callbacks.pruner.log_pruning",
+    "lightning_unitrole.callbacks.pruner.pruning_scalars",
+    "lightning_unitrole.callbacks.pruner.PruningStep",
+    "lightning_unitrole.callbacks.pruner._recompile",
     "lightning_unitrole.pruning.network.measure_latency",
     "lightning_unitrole.pruning.network.channel_graph",
     "lightning_unitrole.pruning.coupling._positions",
