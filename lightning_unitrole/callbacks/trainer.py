@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -183,6 +184,7 @@ class TrainerAnalysis:
         self._train_probe: Probe | None = None
         self._checked = False
         self._announced: str | None = None
+        self._seen: weakref.ref[Any] | None = None
 
     def session(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AnalysisSession:
         """The session of the model as it is.
@@ -191,7 +193,7 @@ class TrainerAnalysis:
             SettingError: if a setting does not fit the model or the data.
         """
         if self._session is None:
-            source = self._train_data if self._train_data is not None else training_data(trainer, pl_module)
+            source = self._training_source(trainer, pl_module)
             runner, options = TrainerRunner(trainer, pl_module, self._forward_fn), self.options
             if not self._checked:
                 # Only now: what is found unreadable later is a fault, which must not end the training.
@@ -214,6 +216,14 @@ class TrainerAnalysis:
                 self._announced = self._session.task
                 rank_zero_info(self._announced)
         return self._session
+
+    def _training_source(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DataSource:
+        if self._train_data is not None:
+            return self._train_data
+        seen = None if self._seen is None or trainer.state.fn == "fit" else self._seen()
+        source: DataSource = training_data(trainer, pl_module) if seen is None else seen
+        self._seen = weakref.ref(source) if isinstance(source, (DataLoader, Dataset)) else None
+        return source
 
     def _read_step(self, pl_module: pl.LightningModule, batch: Any) -> StepReading | None:
         options = self.options
@@ -244,6 +254,11 @@ class TrainerAnalysis:
             return session.report(
                 session.samples(*probes), epoch=trainer.current_epoch, global_step=trainer.global_step
             )
+
+    def renew(self) -> None:
+        """Begin another run of the trainer; the training data of the one before are remembered while they live."""
+        self.forget()
+        self._checked, self._announced = False, None
 
     def forget(self) -> None:
         """Find the layers again when they are next needed: the model or the data have changed."""
