@@ -89,7 +89,7 @@ def guess_task(outputs: Any, targets: Any) -> Task | None:
         return "multiclass" if not found.is_floating_point() else None
     if found.shape[1:] != logits.shape[1:]:
         return None
-    if bool((found >= 0).all()) and sums_to_one(found):
+    if found.is_floating_point() and sums_to_one(found):
         return "multiclass"
     return "multilabel" if counts else "regression" if found.is_floating_point() else None
 

@@ -45,6 +45,7 @@ from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger
+from lightning_unitrole.network.isolation import is_lazy
 from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
@@ -201,6 +202,8 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             self._analysis.val_loader(trainer)
         self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
+        if is_lazy(pl_module):
+            return  # until the training has made its parameters
         with self._going_on(trainer):
             session = self._analysis.session(trainer, pl_module)
             images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size

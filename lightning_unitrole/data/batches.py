@@ -52,7 +52,9 @@ def split_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Any, Any]:
 
 def is_soft(targets: Any) -> bool:
     """Whether targets are probabilities ``[B, C]`` of the classes, as MixUp and CutMix make them, or one-hot."""
-    return isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] > 1 and sums_to_one(targets)
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+        return False
+    return targets.dim() == 2 and targets.shape[1] > 1 and sums_to_one(targets)
 
 
 def class_indices(targets: Any) -> Any:
@@ -61,12 +63,12 @@ def class_indices(targets: Any) -> Any:
         return targets.argmax(1)
     if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] == 1:
         targets = targets.squeeze(1)
-    return targets.long() if isinstance(targets, Tensor) and not targets.is_floating_point() else targets
+    return targets
 
 
 def sums_to_one(targets: Tensor) -> bool:
-    """Whether every row ``[B, C]`` of targets sums to one."""
-    return bool(((targets.double().sum(1) - 1).abs() < 1e-3).all())
+    """Whether every row ``[B, C]`` of targets sums to one, and nothing in it is negative."""
+    return bool((targets >= 0).all()) and bool(((targets.double().sum(1) - 1).abs() < 1e-3).all())
 
 
 def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: GroupFn | None = None) -> Tensor:

@@ -115,12 +115,12 @@ def test_a_fitted_module_can_be_validated() -> None:
 
 
 def test_a_monitor_that_is_used_again_begins_anew() -> None:
-    watch = monitor()
+    watch, (train, val) = monitor(), loaders()
     trainer = make_trainer(watch, max_epochs=2)
-    trainer.fit(Plain(), *loaders())
+    trainer.fit(Plain(), train, val)
     assert len(watch.history) == 1
     other = Plain()
-    trainer.validate(other, loaders()[1], verbose=False)  # the loader of the first run is gone
+    trainer.validate(other, val, verbose=False)
     assert not watch.history
 
 
