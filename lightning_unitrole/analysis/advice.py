@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_unitrole.ablation.tasks import NO_LABEL
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
@@ -41,7 +42,11 @@ def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[s
     """
     train, val = train.clamp(max=wanted), val.clamp(max=wanted)
     quota = torch.minimum(train, val)
-    short = (quota < wanted).nonzero().flatten().tolist()
+    short = [
+        c
+        for c in (quota < wanted).nonzero().flatten().tolist()
+        if class_names[c] != NO_LABEL or int(train[c] + val[c])  # images without a label there need not be
+    ]
     if not short:
         return None
     listed = "; ".join(f"{class_names[c]!r}: {int(train[c])} and {int(val[c])}" for c in short[:5])

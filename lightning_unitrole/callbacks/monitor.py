@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -29,13 +29,23 @@ from lightning_unitrole.analysis.advice import (
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
 from lightning_unitrole.callbacks.faults import in_words, together, where
-from lightning_unitrole.callbacks.pace import Pace
+from lightning_unitrole.callbacks.keeping import KeepsReports
+from lightning_unitrole.callbacks.pace import Pace, Turns
+from lightning_unitrole.callbacks.surroundings import (
+    averages_at_the_end,
+    checksum,
+    is_waited_for,
+    no_report,
+    setting_name,
+    stand_before_averaging,
+)
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
 from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
+from lightning_unitrole.network.isolation import is_lazy
 from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
@@ -43,8 +53,6 @@ from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
 
 STATE_VERSION = 2
-HISTORY_BYTES = 64 * 2**20
-"""Memory that earlier reports may take; the oldest are let go."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +60,7 @@ When = Literal["never", "suspect", "end", "every"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnitRoleMonitor(AnalysisOptions, pl.Callback):
+class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     """Shows, while a network trains, what each of its units is good for.
 
     At the end of the validation epochs that it analyses, the monitor looks at the same number of training and of
@@ -106,8 +114,6 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     compare_criteria: When = "never"
     log_figures: bool = True
     log_images: bool = True
-    report: UnitReport | None = field(init=False, default=None)
-    history: list[UnitReport] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +126,9 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         check_choice("compare_criteria", self.compare_criteria, get_args(When))
         check_callable("forward_fn", self.forward_fn)
         self._analysis = self._make_analysis()
+        KeepsReports.__init__(self)
+        self._turns = Turns()
+        self._weights = math.nan
         self._pace = Pace(self.budget)
         self._samples: Samples | None = None
         self._recording: LiveRecording | None = None
@@ -145,7 +154,11 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def state_key(self) -> str:
         """Distinct for monitors that differ in any setting."""
         return self._generate_state_key(
-            **{one.name: _setting_name(getattr(self, one.name)) for one in fields(self) if one.init}
+            **{
+                one.name: setting_name(getattr(self, one.name))
+                for one in fields(self)
+                if one.name != "task" or self.task
+            }
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,9 +187,13 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
-        self._analysis = self._make_analysis()
-        if stage == "fit" and trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
-            self.report, self.history, self._before = None, [], {}
+        stand_before_averaging(self, trainer)
+        self._analysis.renew()
+        other = self.is_of_another(pl_module)
+        # Another model or another fit; a checkpoint's state is loaded after this.
+        if other or (stage == "fit" and trainer.current_epoch == 0):
+            self.forget_reports()
+            self._before = {}
             self._logs = ReportLogger(figures=self.log_figures)
             self._pace.forget()
 
@@ -186,7 +203,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             self._warn_once(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
+        self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
+        if is_lazy(pl_module):
+            return  # until the training has made its parameters
         with self._going_on(trainer):
             session = self._analysis.session(trainer, pl_module)
             images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size
@@ -229,11 +249,24 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Analyse the network as it ends, and say so where the ranking turned out hardly better than a random order."""
-        unseen = self.report is not None and self.report.global_step != trainer.global_step
-        if self.every_n_epochs == "auto" and unseen:
-            self._analyse(trainer, pl_module, None)
+        if not averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, of a network that averaging has given its last weights by now."""
+        if averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        report = self.report
+        if self.every_n_epochs == "auto" and report is not None:
+            other_weights = averages_at_the_end(trainer) and self._weights != checksum(pl_module)
+            if other_weights or report.global_step != trainer.global_step:
+                self._analyse(trainer, pl_module, None)
         with self._going_on(trainer):
             self._question_ranking(trainer)
+        if report is None and not self._warned:
+            rank_zero_info(no_report(trainer, self.every_n_epochs))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Question the ranking after ``trainer.validate`` too."""
@@ -248,6 +281,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and no reference to the model and the data."""
         self.forget_layers()
+        if trainer.is_global_zero:
+            self.leave_reports()
 
     def _stop_recording(self) -> None:
         self._due = False
@@ -259,8 +294,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         if trainer.state.fn != "fit":
             return True
         epoch = trainer.current_epoch
+        if self.report is None and is_waited_for(trainer):
+            return True
         if isinstance(self.every_n_epochs, int):
-            return (epoch + 1) % self.every_n_epochs == 0
+            return self._turns.due(epoch, self.every_n_epochs)
         due = self._pace.due(epoch, _epochs(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
@@ -300,11 +337,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
-        if self.report is not None:
-            self.history.append(replace(self.report, examples={}))
-            while self.history and sum(one.num_bytes for one in self.history) > HISTORY_BYTES:
-                del self.history[0]
-        before, self.report = self._before, report
+        self.keep(report)
+        before, self._weights = self._before, checksum(trainer.lightning_module)
         self._before = {name: layer.roles for name, layer in report.layers.items()}
         scalars = report_scalars(report, before=before, former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
@@ -387,14 +421,3 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 def _epochs(trainer: pl.Trainer) -> int | None:
     """Epochs of the whole training, if the trainer knows."""
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-
-
-def _setting_name(value: Any) -> Any:
-    """A setting as what tells it from another, the same in each run."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Callable):  # type: ignore[arg-type]
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, (list, tuple)):
-        return [_setting_name(item) for item in value]
-    return type(value).__qualname__
