@@ -11,7 +11,7 @@ from torch import nn
 from lightning_unitrole.analysis.advice import left_out_images, non_finite_maps, shortage, turning_gaps
 from lightning_unitrole.analysis.options import AnalysisOptions, make_options, takes_options
 from lightning_unitrole.analysis.session import AnalysisSession
-from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, class_names_behind, first_batch
 from lightning_unitrole.network.runner import Forward, Progress, Runner, no_progress
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -98,7 +98,7 @@ def compare_criteria(
 def _start(runner: Runner, data: DataSource, options: AnalysisOptions, *, name: str) -> AnalysisSession:
     """A session with its layers found on the first images of ``data``."""
     batch = runner.transfer(first_batch(as_batches(data, name=name), name=name))
-    return AnalysisSession(runner, options, batch)
+    return AnalysisSession(runner, options, batch, class_names_behind(data))
 
 
 def _warn(message: str | None) -> None:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,7 @@ from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
-from lightning_unitrole.loggers.tensorboard import ReportLogger
+from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
 from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
@@ -83,6 +83,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
+        log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
+            megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.
@@ -103,6 +105,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     val_dataloader_idx: int = 0
     compare_criteria: When = "never"
     log_figures: bool = True
+    log_images: bool = True
     report: UnitReport | None = field(init=False, default=None)
     history: list[UnitReport] = field(init=False, default_factory=list)
 
@@ -287,6 +290,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         report = session.report(
             self._samples,
             recorders=None if recording is None else recording.recorders,
+            examples=self.log_images and any(map(is_tensorboard, trainer.loggers)),
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
@@ -297,12 +301,12 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
         if self.report is not None:
-            self.history.append(self.report)
+            self.history.append(replace(self.report, examples={}))
             while self.history and sum(one.num_bytes for one in self.history) > HISTORY_BYTES:
                 del self.history[0]
         before, self.report = self._before, report
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before)
+        scalars = report_scalars(report, before=before, former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)

@@ -17,7 +17,7 @@ from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.callbacks.faults import ask_peers
 from lightning_unitrole.callbacks.progress import trainer_progress
-from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, class_names_behind, first_batch
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
@@ -182,7 +182,7 @@ class TrainerAnalysis:
             with torch.inference_mode(False):
                 with runner.undisturbed():  # handing a batch over may run hooks of the module
                     batch = runner.transfer(batch)
-                self._session = AnalysisSession(runner, self.options, batch)
+                self._session = AnalysisSession(runner, self.options, batch, class_names_behind(source))
             self._train_probe = self._session.probe(source, name="training")
         return self._session
 
