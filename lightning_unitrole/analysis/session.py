@@ -69,6 +69,7 @@ class AnalysisSession:
 
     Attributes:
         layers: the chosen layers, in the order in which the model runs them.
+        num_found: number of layers that could be chosen.
         skipped: for each convolution that was left out, why.
         num_classes: number of classes or groups.
         class_names: a name for each.
@@ -94,6 +95,7 @@ class AnalysisSession:
             self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
+            self.num_found = len(found.layers)
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes(outputs)

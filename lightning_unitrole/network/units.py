@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: i
 
     Args:
         found: from :func:`find_unit_layers`.
-        layers: ``"auto"`` takes the last layer of each map size, an output of a residual block where there is one, and
+        layers: ``"auto"`` takes the last output of a stage of each map size, a residual sum where there is one, and
             neither the outputs of the model nor maps smaller than ``smallest``, unless there are no others; ``"all"``
             takes every layer; otherwise names, or globs as in :mod:`fnmatch`, one or several.
         smallest: rows or columns that maps must have for ``"auto"``.
@@ -168,12 +168,40 @@ def _automatic(found: FoundUnits, smallest: int) -> list[UnitLayer]:
     usable = [
         layer for layer in found.layers.values() if max(layer.map_size) >= smallest and layer.name != found.head
     ] or list(found.layers.values())
+    # Of a size that no stage ends with, the last layer, as in networks that are not written in stages.
+    ends = map(_output, _stages([*found.layers.values()]))
+    last = {**_last_of_each_size(usable), **_last_of_each_size(layer for layer in ends if layer in usable)}
+    return [layer for layer in usable if last[layer.map_size] is layer]
+
+
+def _last_of_each_size(layers: Iterable[UnitLayer]) -> dict[tuple[int, int], UnitLayer]:
     last: dict[tuple[int, int], UnitLayer] = {}
-    for layer in usable:
+    for layer in layers:
         # A convolution at the beginning of the next stage may still have maps of this size.
         if layer.summed or layer.map_size not in last or not last[layer.map_size].summed:
             last[layer.map_size] = layer
-    return [layer for layer in usable if last[layer.map_size] is layer]
+    return last
+
+
+def _stages(layers: Sequence[UnitLayer], depth: int = 0) -> Iterator[list[UnitLayer]]:
+    """Layers by the module that they are part of, taken apart as far as each has maps of at most two sizes.
+
+    A stage begins with a layer or two on the maps of the stage before it.
+    """
+    parts: dict[str, list[UnitLayer]] = {}
+    for layer in layers:
+        parts.setdefault(".".join(layer.conv.split(".")[: depth + 1]), []).append(layer)
+    for name, members in parts.items():
+        whole = all(layer.conv == name for layer in members)
+        if not whole and (len(parts) == 1 or len({layer.map_size for layer in members}) > 2):
+            yield from _stages(members, depth + 1)
+        else:
+            yield members
+
+
+def _output(stage: Sequence[UnitLayer]) -> UnitLayer:
+    """The last residual sum of a stage, or else its last layer."""
+    return _last_of_each_size(stage)[stage[-1].map_size]
 
 
 def _unknown(pattern: str, found: FoundUnits) -> str:
