@@ -18,7 +18,7 @@ from lightning_unitrole.ablation import (
 )
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
-from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.options import AnalysisOptions, options_of
 from lightning_unitrole.analysis.rules import with_rules
 from lightning_unitrole.analysis.statistics import UnitRecorder
 from lightning_unitrole.data.batches import split_batch
@@ -95,8 +95,10 @@ class AnalysisSession:
             self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
-            self.num_found = len(found.layers)
+            self.num_found = len(found.main)
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
+            if options.criterion == "feature_entropy" and not any(layer.grid for layer in self.layers):
+                self.options = options = options_of(options, criterion="contribution")
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes(outputs)
         names = options.class_names or [str(index) for index in range(self.num_classes)]

@@ -21,11 +21,11 @@ from pytorch_lightning.callbacks import (
 )
 from support import make_trainer
 from test_setups import fit, monitor
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
-from lightning_unitrole import UnitReport, UnitRoleMonitor, analyze
+from lightning_unitrole import UnitReport, analyze
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
