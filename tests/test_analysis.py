@@ -10,7 +10,7 @@ from support import digits, hooks_of, small_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unitrole.ablation import cumulative_ablation
 from lightning_unitrole.analysis.advice import shortage
@@ -238,3 +238,31 @@ def test_shortage_names_five_classes_and_counts_the_rest() -> None:
     assert message is not None
     assert "'c4': 3 and 4; and 3 more" in message
     assert shortage(found, found, wanted=3, class_names=["c"] * 8) is None
+
+
+class Named(TensorDataset):
+    """Digits that say what they are."""
+
+    classes = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class Careless(TensorDataset):
+    """A dataset whose names must not be asked for."""
+
+    @property
+    def classes(self) -> list[str]:
+        raise AssertionError("code of the dataset was run")
+
+
+def test_class_names_are_those_of_the_dataset() -> None:
+    data = digits(60)
+    settings = {"layers": "all", "images_per_class": 4, "ablation_points": 0}
+    named = Subset(Named(*data.tensors), range(60))
+    assert analyze(small_net(), named, data, **settings).class_names == Named.classes
+    assert analyze(small_net(), DataLoader(named, 8), data, **settings).class_names == Named.classes
+    assert analyze(small_net(), Careless(*data.tensors), data, **settings).class_names[:2] == ("0", "1")
+    wrong = Named(*data.tensors)
+    wrong.classes = ("a", "b")
+    assert analyze(small_net(), wrong, data, **settings).class_names[:2] == ("0", "1")
+    own = [f"digit {number}" for number in range(10)]
+    assert analyze(small_net(), named, data, class_names=own, **settings).class_names == tuple(own)

@@ -124,7 +124,7 @@ def test_there_is_no_cycle_inside_a_subpackage() -> None:
             "callbacks", "from lightning_unitrole import analyze", "imports lightning_unitrole:", id="package"
         ),
         pytest.param("callbacks", "from .errors import X", "write the whole name", id="relative"),
-        pytest.param("pruning.x", "from lightning_unitrole.loggers.figures import X", "kept apart", id="apart"),
+        pytest.param("pruning.x", "from lightning_unitrole.loggers.scalars import X", "kept apart", id="apart"),
         pytest.param("loggers.x", "from lightning_unitrole.pruning.report import X", "comes later", id="the other way"),
     ],
 )

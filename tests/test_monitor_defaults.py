@@ -221,7 +221,12 @@ def test_it_is_said_what_an_analysis_costs(caplog: pytest.LogCaptureFixture) -> 
 def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
     fit(monitor(layers="net.7", budget=1e9), max_epochs=2, logger=TensorBoardLogger(tmp_path, name="", version=""))
     log = EventAccumulator(str(tmp_path)).Reload()
-    tags, prefix = log.Tags(), "unitrole/net.7"
+    tags = log.Tags()
+
+    def tag(key: str) -> str:
+        measure, _, detail = key.partition("/")
+        return f"unitrole_{measure}/net.7" + (f"/{detail}" if detail else "")
+
     for key in (
         "role_share/both",
         "role_agreement",
@@ -236,12 +241,12 @@ def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
         "rank_agreement/train",
         "rank_agreement/val",
     ):
-        values = [event.value for event in log.Scalars(f"{prefix}/{key}")]
+        values = [event.value for event in log.Scalars(tag(key))]
         assert all(map(math.isfinite, values)), key
         assert len(values) == (1 if key == "role_stability" else 2), key
-    assert f"{prefix}/ranking_gap/train" not in tags["scalars"]
-    assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
-    effects = [log.Scalars(f"{prefix}/unit_share/{key}")[0].value for key in ("helps", "no_effect", "hurts")]
+    assert tag("ranking_gap/train") not in tags["scalars"]
+    assert {tag("ablation"), tag("roles")} <= set(tags["images"])
+    effects = [log.Scalars(tag(f"unit_share/{key}"))[0].value for key in ("helps", "no_effect", "hurts")]
     assert 0 < sum(effects) <= 1  # some units do nothing over all classes, but something to one of them
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_unitrole.ablation.batch_attribution import BatchAttribution, NoGradientError
 from lightning_unitrole.ablation.engine import Memory, run_switched_off
+from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.ablation.recorder import record_all
 from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tape import Tape, UnreplayableError
@@ -99,31 +100,41 @@ class Attribution:
         self._warned: set[str] = set()
         self._piece = Memory.of(runner.device).piece // (8 if runner.device.type == "cuda" else 1)
 
-    def add(self, images: Images, on_maps: Callable[[UnitLayer, Tensor], None] | None = None) -> None:
+    def add(
+        self,
+        images: Images,
+        on_maps: Callable[[UnitLayer, Tensor], None] | None = None,
+        examples: ExampleCollector | None = None,
+    ) -> None:
         """Add a batch. Call it in an undisturbed model.
 
         Args:
             images: the batch.
             on_maps: called with the maps of each layer.
+            examples: is given the maps and contributions too.
 
         Raises:
             DataError: if the labels do not fit the outputs.
             TraceError: if the forward pass does not reach a layer.
         """
+        if examples is not None:
+            examples.begin(images)
         with _frozen(self.runner.model):
             tapes = record_all(self.runner, self.layers, images.inputs, self._copies)
             for layer, recorded in zip(self.layers, tapes, strict=True):
                 one = self._batch(layer, recorded, images)
                 if on_maps is not None:
                     on_maps(layer, one.maps)
-                self._add(layer, one, images)
+                self._add(layer, one, images, examples)
         self._seen += len(images.groups)
 
-    def _add(self, layer: UnitLayer, one: BatchAttribution, images: Images) -> None:
+    def _add(self, layer: UnitLayer, one: BatchAttribution, images: Images, examples: ExampleCollector | None) -> None:
         contributions, whole = self._contributions(layer, one)
         usable = whole.isfinite() & contributions.isfinite().all(1)
         self.left_out += int((~usable).sum())
         self._sums[layer.name].add(images, contributions, whole, usable)
+        if examples is not None:
+            examples.add(layer, one.maps, contributions, usable)
         if layer.name in self._removal:
             effects = one.removal_effects(range(layer.num_units))
             self._removal[layer.name].add(images, effects, torch.zeros_like(whole), usable)

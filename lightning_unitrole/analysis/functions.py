@@ -13,7 +13,7 @@ from torch import nn
 from lightning_unitrole.analysis.advice import left_out_images, non_finite_maps, shortage, turning_gaps
 from lightning_unitrole.analysis.options import AnalysisOptions, make_options, takes_options
 from lightning_unitrole.analysis.session import AnalysisSession
-from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, class_names_behind, first_batch
 from lightning_unitrole.network.runner import Forward, Progress, Runner, no_progress
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -104,7 +104,7 @@ def _start(runner: Runner, data: DataSource, options: AnalysisOptions, *, name: 
     batches = as_batches(data, name=name)
     batch = runner.transfer(first_batch(batches, name=name))
     more = partial(first_batch, batches, name=name, size=64)
-    session = AnalysisSession(runner, options, batch, more=more)
+    session = AnalysisSession(runner, options, batch, class_names_behind(data), more=more)
     if session.task is not None:
         _log.info(session.task)
     return session

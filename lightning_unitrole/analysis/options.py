@@ -56,7 +56,8 @@ class AnalysisOptions:
         class_curves: measure a curve for each class, and all curves on training images too. Always so with
             ``roles="turning_point"``.
         num_classes: number of classes; taken from the width of the model's output when left out.
-        class_names: a name for each class, in the order of their indices.
+        class_names: a name for each class, in the order of their indices; taken from the training dataset's ``classes``
+            when left out, where it has as many.
         max_birth: largest birth point that is told apart.
         max_density: share of the edges that enter the filtration.
         backend: topology backend, see :func:`~lightning_unitrole.topology.birth_points`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_unitrole.ablation import (
     classification_score,
     first_tensor,
 )
+from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
@@ -65,6 +67,7 @@ class AnalysisSession:
         runner: runs the model.
         options: what to analyse and how.
         batch: any batch, already on the model's device; two images are enough.
+        class_names: what the data call their classes, for where the options do not; passed over where it does not fit.
         more: reads a larger batch, which is looked at where two images do not tell the task.
 
     Attributes:
@@ -84,7 +87,13 @@ class AnalysisSession:
     """
 
     def __init__(
-        self, runner: Runner, options: AnalysisOptions, batch: Any, *, more: Callable[[], Any] | None = None
+        self,
+        runner: Runner,
+        options: AnalysisOptions,
+        batch: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        more: Callable[[], Any] | None = None,
     ) -> None:
         self.runner = runner
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
@@ -101,7 +110,9 @@ class AnalysisSession:
                 self.options = options = options_of(options, criterion="contribution")
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes(outputs)
-        names = options.class_names or [str(index) for index in range(self.num_classes)]
+        if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
+            class_names = [str(index) for index in range(self.num_classes)]
+        names = options.class_names or class_names
         self.class_names = tuple(str(name) for name in names)
         self.observer = Observer(runner, options, self.layers, self.num_classes)
 
@@ -186,6 +197,7 @@ class AnalysisSession:
         samples: Samples,
         *,
         recorders: Mapping[str, UnitRecorder] | None = None,
+        examples: bool = False,
         epoch: int = 0,
         global_step: int = 0,
     ) -> UnitReport:
@@ -194,13 +206,23 @@ class AnalysisSession:
         Args:
             samples: the images.
             recorders: what a validation loop recorded of the validation images already.
+            examples: keep the images that units contribute most to and respond to most; only with roles by
+                contribution.
             epoch: epoch of the trainer.
             global_step: optimizer steps taken so far.
         """
         by_contribution = self.roles_by_contribution
         removal = by_contribution and self.options.effects == "removal"
-        train = self.observer.measure(samples.train, contributions=by_contribution, removal=removal)
-        val = self.observer.measure(samples.val, recorders=recorders, contributions=by_contribution, removal=removal)
+        kept = {
+            split: ExampleCollector(
+                self.runner, self.layers, int(sample.images.sum()), self.example_inputs, twins=split == "val"
+            )
+            for split, sample in (("train", samples.train), ("val", samples.val))
+            if examples and by_contribution
+        }
+        measure = partial(self.observer.measure, contributions=by_contribution, removal=removal)
+        train = measure(samples.train, examples=kept.get("train"))
+        val = measure(samples.val, recorders=recorders, examples=kept.get("val"))
         layers = {}
         steps = len(self.layers) if self.options.ablation_points else 0
         with self.runner.undisturbed(), self.runner.progress(steps, "Unit roles: ablation") as advance:
@@ -219,6 +241,7 @@ class AnalysisSession:
             epoch=epoch,
             global_step=global_step,
             role_definition=self.options.roles,
+            examples={split: collector.result() for split, collector in kept.items()},
         )
 
     def _by_turning_point(self, layer: UnitLayer, train: Measured, val: Measured, samples: Samples) -> LayerReport:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class KeepsReports:
     def keep(self, report: UnitReport) -> None:
         """Take a report as the latest."""
         if self._report is not None:
-            self._history.append(self._report)
+            self._history.append(replace(self._report, examples={}))
             while self._history and sum(one.num_bytes for one in self._history) > HISTORY_BYTES:
                 del self._history[0]
         self._report = report

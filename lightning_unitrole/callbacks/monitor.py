@@ -44,7 +44,7 @@ from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
-from lightning_unitrole.loggers.tensorboard import ReportLogger
+from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
 from lightning_unitrole.network.isolation import is_lazy
 from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
@@ -91,6 +91,8 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
+        log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
+            megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.
@@ -111,6 +113,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     val_dataloader_idx: int = 0
     compare_criteria: When = "never"
     log_figures: bool = True
+    log_images: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -324,6 +327,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         report = session.report(
             self._samples,
             recorders=None if recording is None else recording.recorders,
+            examples=self.log_images and any(map(is_tensorboard, trainer.loggers)),
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
@@ -336,7 +340,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         self.keep(report)
         before, self._weights = self._before, checksum(trainer.lightning_module)
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before)
+        scalars = report_scalars(report, before=before, former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)

@@ -20,7 +20,7 @@ from lightning_unitrole.callbacks.faults import ask_peers
 from lightning_unitrole.callbacks.progress import trainer_progress
 from lightning_unitrole.callbacks.step import StepReading, read_step
 from lightning_unitrole.data.batches import split_batch
-from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, class_names_behind, first_batch
 from lightning_unitrole.data.mixing import unmixed
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import SettingError
@@ -209,7 +209,8 @@ class TrainerAnalysis:
                     runner = TrainerRunner(trainer, pl_module, lambda module, batch: reading.forward(batch))
                     options = reading.options(options)
                 more = partial(first_batch, as_batches(source, name="training"), name="training", size=_TOLD_BY)
-                self._session = AnalysisSession(runner, options, batch, more=more)
+                names = class_names_behind(source)
+                self._session = AnalysisSession(runner, options, batch, names, more=more)
                 source = unmixed(source, batch, partial(split_batch, batch_fn=options.batch_fn))
             self._train_probe = self._session.probe(source, name="training")
             if self._session.task not in (None, self._announced):
