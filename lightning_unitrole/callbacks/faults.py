@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 
 from lightning_unitrole.errors import UnitRoleError
+
+_log = logging.getLogger(__name__)
 
 
 class PeerFaultError(UnitRoleError):
@@ -73,3 +77,25 @@ def where(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "nowhere" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
+class WarnsOnce:
+    """Says each thing once, in the first process."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def _warn_once(self, message: str | None, trainer: Any) -> None:
+        if message is not None and message not in self._warned:
+            self._warned.add(message)
+            if trainer.is_global_zero:
+                warnings.warn(message, stacklevel=3)
+
+    def _warn_of_fault(self, trainer: Any, what: str, error: Exception) -> None:
+        """Warn of what could not be logged, once for each place."""
+        _log.debug("%s could not be logged.", what, exc_info=error)
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn_once(
+                f"{what} could not be logged, and training goes on. {in_words(error, logger=__name__)}", trainer
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -28,12 +27,13 @@ from lightning_unitrole.analysis.advice import (
 )
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
-from lightning_unitrole.callbacks.faults import in_words, together, where
+from lightning_unitrole.callbacks.faults import WarnsOnce, in_words, together, where
 from lightning_unitrole.callbacks.keeping import KeepsReports
 from lightning_unitrole.callbacks.pace import Pace, Turns
 from lightning_unitrole.callbacks.surroundings import (
     averages_at_the_end,
     checksum,
+    epochs_of,
     is_waited_for,
     no_report,
     setting_name,
@@ -60,7 +60,7 @@ When = Literal["never", "suspect", "end", "every"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
+class UnitRoleMonitor(WarnsOnce, KeepsReports, AnalysisOptions, pl.Callback):
     """Shows, while a network trains, what each of its units is good for.
 
     At the end of the validation epochs that it analyses, the monitor looks at the same number of training and of
@@ -127,6 +127,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         check_callable("forward_fn", self.forward_fn)
         self._analysis = self._make_analysis()
         KeepsReports.__init__(self)
+        WarnsOnce.__init__(self)
         self._turns = Turns()
         self._weights = math.nan
         self._pace = Pace(self.budget)
@@ -135,7 +136,6 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         self._due = False
         self._logs = ReportLogger(figures=self.log_figures)
         self._before: Mapping[str, Tensor] = {}
-        self._warned: set[str] = set()
 
     @property
     def settings(self) -> AnalysisOptions:
@@ -143,11 +143,9 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         return options_of(self)
 
     def _make_analysis(self) -> TrainerAnalysis:
+        idx = self.val_dataloader_idx
         return TrainerAnalysis(
-            self.settings,
-            train_data=self.train_data,
-            forward_fn=self.forward_fn,
-            val_dataloader_idx=self.val_dataloader_idx,
+            self.settings, train_data=self.train_data, forward_fn=self.forward_fn, val_dataloader_idx=idx
         )
 
     @property
@@ -188,10 +186,9 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
         stand_before_averaging(self, trainer)
-        self._analysis.renew()
-        other = self.is_of_another(pl_module)
+        self._analysis = self._make_analysis().after(self._analysis)
         # Another model or another fit; a checkpoint's state is loaded after this.
-        if other or (stage == "fit" and trainer.current_epoch == 0):
+        if self.is_of_another(pl_module) or (stage == "fit" and trainer.current_epoch == 0):
             self.forget_reports()
             self._before = {}
             self._logs = ReportLogger(figures=self.log_figures)
@@ -298,7 +295,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             return True
         if isinstance(self.every_n_epochs, int):
             return self._turns.due(epoch, self.every_n_epochs)
-        due = self._pace.due(epoch, _epochs(trainer))
+        due = self._pace.due(epoch, epochs_of(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
 
@@ -309,7 +306,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                 report = self._make_report(trainer, pl_module, recording)
                 self._log_report(trainer, report)
             if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
-                rank_zero_info(self._pace.in_words(trainer.current_epoch, _epochs(trainer)))
+                rank_zero_info(self._pace.in_words(trainer.current_epoch, epochs_of(trainer)))
             if self.compare_criteria == "every":
                 self._compare(trainer)
 
@@ -382,21 +379,6 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             only = None if comparison is None else comparison.only(suspects)
             self._warn_once(misleading_ranking(self.report, suspects, only), trainer)
 
-    def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
-        if message is not None and message not in self._warned:
-            self._warned.add(message)
-            if trainer.is_global_zero:
-                warnings.warn(message, stacklevel=3)
-
-    def _warn_of_fault(self, trainer: pl.Trainer, what: str, error: Exception) -> None:
-        """Warn of what could not be logged, once for each place."""
-        _log.debug("%s could not be logged.", what, exc_info=error)
-        if what not in self._warned:
-            self._warned.add(what)
-            self._warn_once(
-                f"{what} could not be logged, and training goes on. {in_words(error, logger=__name__)}", trainer
-            )
-
     @contextmanager
     def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
         """Turn a fault of the analysis, in any process, into a warning; a wrong setting stays an error."""
@@ -416,8 +398,3 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                     f"Unit roles could not be analysed, and training goes on. {in_words(error, logger=__name__)}",
                     trainer,
                 )
-
-
-def _epochs(trainer: pl.Trainer) -> int | None:
-    """Epochs of the whole training, if the trainer knows."""
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
