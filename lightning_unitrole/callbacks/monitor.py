@@ -155,11 +155,9 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         return options_of(self)
 
     def _make_analysis(self) -> TrainerAnalysis:
+        idx = self.val_dataloader_idx
         return TrainerAnalysis(
-            self.settings,
-            train_data=self.train_data,
-            forward_fn=self.forward_fn,
-            val_dataloader_idx=self.val_dataloader_idx,
+            self.settings, train_data=self.train_data, forward_fn=self.forward_fn, val_dataloader_idx=idx
         )
 
     @property
