@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_unitrole.ablation.tasks import NO_LABEL
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
@@ -22,6 +23,10 @@ def announcement(session: AnalysisSession, epoch_images: float) -> str:
     """
     names = [layer.name for layer in session.layers]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if len(names) < session.num_found:
+        shown += f" ({session.num_found - len(names)} other layers can be named in layers=)"
+    if flat := [layer.name for layer in session.layers if not layer.grid]:
+        shown += f"; without birth points, which need maps, and ranked by contribution: {', '.join(flat[:4])}"
     # A training step is a forward pass and a backward pass, which takes about two.
     epochs = session.most_passes() / (3 * epoch_images)
     return (
@@ -41,7 +46,11 @@ def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[s
     """
     train, val = train.clamp(max=wanted), val.clamp(max=wanted)
     quota = torch.minimum(train, val)
-    short = (quota < wanted).nonzero().flatten().tolist()
+    short = [
+        c
+        for c in (quota < wanted).nonzero().flatten().tolist()
+        if class_names[c] != NO_LABEL or int(train[c] + val[c])  # images without a label there need not be
+    ]
     if not short:
         return None
     listed = "; ".join(f"{class_names[c]!r}: {int(train[c])} and {int(val[c])}" for c in short[:5])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,8 @@ from lightning_unitrole.network.runner import Forward, Progress, Runner, no_prog
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
+
+_log = logging.getLogger(__name__)
 
 
 @takes_options
@@ -97,8 +101,13 @@ def compare_criteria(
 
 def _start(runner: Runner, data: DataSource, options: AnalysisOptions, *, name: str) -> AnalysisSession:
     """A session with its layers found on the first images of ``data``."""
-    batch = runner.transfer(first_batch(as_batches(data, name=name), name=name))
-    return AnalysisSession(runner, options, batch, class_names_behind(data))
+    batches = as_batches(data, name=name)
+    batch = runner.transfer(first_batch(batches, name=name))
+    more = partial(first_batch, batches, name=name, size=64)
+    session = AnalysisSession(runner, options, batch, class_names_behind(data), more=more)
+    if session.task is not None:
+        _log.info(session.task)
+    return session
 
 
 def _warn(message: str | None) -> None:

@@ -63,7 +63,7 @@ class Observer:
         return {
             layer.name: UnitRecorder(
                 self.num_classes,
-                layer.num_units,
+                layer,
                 images_per_class=options.images_of_each(self.num_classes),
                 device=self.runner.device,
                 activation=needs.activation,
@@ -194,7 +194,7 @@ class _Gradients:
             return tapped[layer.name]
 
         with torch.enable_grad(), UnitTap(observer.runner.model, observer.layers, keep):
-            loss, _ = score_fn(observer.runner.forward(images.inputs), images.targets)
+            loss = score_fn(observer.runner.forward(images.inputs), images.targets)[0]
             gradients = torch.autograd.grad(loss.sum(), list(tapped.values()), allow_unused=True)
         place = images.halves * observer.num_classes + images.groups
         for (name, maps), gradient in zip(tapped.items(), gradients, strict=True):

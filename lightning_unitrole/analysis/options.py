@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar, get_args
 
 from lightning_unitrole.ablation.scores import ScoreFn
+from lightning_unitrole.ablation.tasks import Task
 from lightning_unitrole.data.batches import BatchFn, GroupFn
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.ranking.criteria import Criterion, resolve_criterion
@@ -60,11 +62,14 @@ class AnalysisOptions:
         max_birth: largest birth point that is told apart.
         max_density: share of the edges that enter the filtration.
         backend: topology backend, see :func:`~lightning_unitrole.topology.birth_points`.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"``, ``"regression"`` or ``"segmentation"``; see
+            :mod:`~lightning_unitrole.ablation.tasks`. Seen from outputs and targets, or from the loss that
+            ``validation_step`` computes, when left out.
         batch_fn: function from a batch to ``(inputs, targets)``.
         group_fn: function from a batch's targets to ``[B]`` group indices, to group images by something other than
             their label; needs ``num_classes`` or ``class_names``.
-        score_fn: function from outputs and targets to the loss ``[B]`` and the score ``[B]`` of each image, for tasks
-            other than single-label classification.
+        score_fn: function from outputs and targets to the loss ``[B]`` and the score ``[B]`` of each image, and if it
+            likes the margin ``[B]`` that contributions are measured of, for anything that is none of the tasks.
 
     Raises:
         SettingError: if a value is out of range.
@@ -85,6 +90,7 @@ class AnalysisOptions:
     max_birth: int = 50
     max_density: float = 0.8
     backend: BackendName = "auto"
+    task: Task | None = None
     batch_fn: BatchFn | None = None
     group_fn: GroupFn | None = None
     score_fn: ScoreFn | None = None
@@ -109,6 +115,8 @@ class AnalysisOptions:
             raise SettingError(f"max_density={self.max_density!r}; expected a number above 0 and at most 1.")
         for name, choices in (("roles", Roles), ("effects", MeasuredEffects), ("off", Off)):
             check_choice(name, getattr(self, name), get_args(choices))
+        if self.task is not None:
+            check_choice("task", self.task, get_args(Task))
         check_choice("backend", self.backend, BACKENDS)
         if isinstance(self.class_names, str):
             raise SettingError(
@@ -193,3 +201,13 @@ def check_callable(name: str, value: Any) -> None:
     """
     if value is not None and not callable(value):
         raise SettingError(f"{name}={value!r} is a {type(value).__name__}; expected a function, or None.")
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name that cannot stand in keys and folders.
+
+    Raises:
+        SettingError: if it is not made of letters, digits and ``_.-`` alone.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*", name) or set(name) == {"."}:
+        raise SettingError(f"name={name!r}; expected letters, digits and _.- alone, or an empty string.")

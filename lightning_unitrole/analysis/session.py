@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,16 @@ from lightning_unitrole.ablation import (
 from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
-from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.options import AnalysisOptions, options_of
+from lightning_unitrole.analysis.rules import with_rules
 from lightning_unitrole.analysis.statistics import UnitRecorder
-from lightning_unitrole.data.batches import split_batch
+from lightning_unitrole.data.batches import describe, split_batch
 from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample, Samples
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import map_tensors
 from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
@@ -66,13 +68,16 @@ class AnalysisSession:
         options: what to analyse and how.
         batch: any batch, already on the model's device; two images are enough.
         class_names: what the data call their classes, for where the options do not; passed over where it does not fit.
+        more: reads a larger batch, which is looked at where two images do not tell the task.
 
     Attributes:
         layers: the chosen layers, in the order in which the model runs them.
+        num_found: number of layers that could be chosen.
         skipped: for each convolution that was left out, why.
         num_classes: number of classes or groups.
         class_names: a name for each.
         example_inputs: the inputs of ``batch``.
+        task: what the network is taken to do, in one line; None for single-label classification.
         observer: runs images through the model and gathers what is asked for.
 
     Raises:
@@ -82,17 +87,29 @@ class AnalysisSession:
     """
 
     def __init__(
-        self, runner: Runner, options: AnalysisOptions, batch: Any, class_names: Sequence[str] | None = None
+        self,
+        runner: Runner,
+        options: AnalysisOptions,
+        batch: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        more: Callable[[], Any] | None = None,
     ) -> None:
-        self.runner, self.options = runner, options
+        self.runner = runner
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
-        self.example_inputs, _ = split_batch(batch, options.batch_fn)
+        self.example_inputs, targets = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
+            outputs = _outputs(runner, self.example_inputs)
+            options, self.task = with_rules(options, outputs, targets, more)
+            self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
+            self.num_found = len(found.main)
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
+            if options.criterion == "feature_entropy" and not any(layer.grid for layer in self.layers):
+                self.options = options = options_of(options, criterion="contribution")
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
-            self.num_classes = self._count_classes()
+            self.num_classes = self._count_classes(outputs)
         if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
             class_names = [str(index) for index in range(self.num_classes)]
         names = options.class_names or class_names
@@ -339,7 +356,7 @@ class AnalysisSession:
         found = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has float64
         with self.runner.undisturbed():
             for images in sample:
-                _, score = score_fn(self.runner.forward(images.inputs), images.targets)
+                score = score_fn(self.runner.forward(images.inputs), images.targets)[1]
                 found += torch.tensor([float(score.sum()), len(score)], dtype=torch.float64)
         right, images_seen = self.runner.total(found).tolist()
         return right / images_seen if images_seen else math.nan
@@ -356,15 +373,31 @@ class AnalysisSession:
             if max(layer.map_size) < smallest and layer.map_size not in sizes
         }
 
-    def _count_classes(self) -> int:
+    def _count_classes(self, outputs: Any) -> int:
         if self.options.class_names is not None:
             return len(self.options.class_names)
         if self.options.num_classes is not None:
             return self.options.num_classes
-        outputs = first_tensor(self.runner.forward(self.example_inputs))
-        if outputs.ndim != 2:
+        logits = first_tensor(outputs)
+        if logits.ndim != 2:
             raise DataError(
-                f"The model's output has shape {list(outputs.shape)}; expected [images, classes] to see the number of "
+                f"The model's output has shape {list(logits.shape)}; expected [images, classes] to see the number of "
                 "classes. Pass num_classes=."
             )
-        return int(outputs.shape[1])
+        return int(logits.shape[1])
+
+
+def _outputs(runner: Runner, inputs: Any) -> Any:
+    """What the model makes of the inputs of a batch.
+
+    Raises:
+        DataError: if it is not made to be called with them.
+    """
+    try:
+        return runner.forward(map_tensors(inputs, torch.clone))
+    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        raise DataError(
+            f"Calling {type(runner.model).__name__} with {describe(inputs)}, the inputs of a batch, failed with "
+            f"{type(error).__name__}: {error}. Pass forward_fn=, a function from the model and the inputs to the "
+            "outputs (forward= of analyze), or batch_fn=, one from a batch to (inputs, targets)."
+        ) from error

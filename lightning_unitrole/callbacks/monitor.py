@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -26,16 +25,35 @@ from lightning_unitrole.analysis.advice import (
     turning_gaps,
     unreliable_roles,
 )
-from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
+from lightning_unitrole.analysis.options import (
+    AnalysisOptions,
+    Auto,
+    check_callable,
+    check_choice,
+    check_name,
+    options_of,
+)
 from lightning_unitrole.analysis.stream import LiveRecording
-from lightning_unitrole.callbacks.faults import in_words, together, where
-from lightning_unitrole.callbacks.pace import Pace
+from lightning_unitrole.callbacks.faults import Faults
+from lightning_unitrole.callbacks.keeping import KeepsReports
+from lightning_unitrole.callbacks.pace import Pace, Turns
+from lightning_unitrole.callbacks.surroundings import (
+    averages_at_the_end,
+    checksum,
+    epochs_of,
+    is_waited_for,
+    no_report,
+    same_name,
+    setting_name,
+    stand_before_averaging,
+)
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
-from lightning_unitrole.loggers.scalars import report_scalars
+from lightning_unitrole.loggers.scalars import report_scalars, under_name
 from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
+from lightning_unitrole.network.isolation import is_lazy
 from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
@@ -43,8 +61,6 @@ from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
 
 STATE_VERSION = 2
-HISTORY_BYTES = 64 * 2**20
-"""Memory that earlier reports may take; the oldest are let go."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +68,7 @@ When = Literal["never", "suspect", "end", "every"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnitRoleMonitor(AnalysisOptions, pl.Callback):
+class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     """Shows, while a network trains, what each of its units is good for.
 
     At the end of the validation epochs that it analyses, the monitor looks at the same number of training and of
@@ -85,6 +101,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         log_figures: draw ablation curves and role maps for TensorBoard.
         log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
             megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
+        name: tells one monitor from another in the same training: it stands in the keys of the scalars, and names a
+            TensorBoard run of its own for figures and the tab.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.
@@ -106,8 +124,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     compare_criteria: When = "never"
     log_figures: bool = True
     log_images: bool = True
-    report: UnitReport | None = field(init=False, default=None)
-    history: list[UnitReport] = field(init=False, default_factory=list)
+    name: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,14 +136,18 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             raise SettingError(f"val_dataloader_idx={self.val_dataloader_idx!r}; expected an integer of at least 0.")
         check_choice("compare_criteria", self.compare_criteria, get_args(When))
         check_callable("forward_fn", self.forward_fn)
+        check_name(self.name)
         self._analysis = self._make_analysis()
+        KeepsReports.__init__(self)
+        self._turns = Turns()
+        self._weights = math.nan
         self._pace = Pace(self.budget)
         self._samples: Samples | None = None
         self._recording: LiveRecording | None = None
         self._due = False
-        self._logs = ReportLogger(figures=self.log_figures)
+        self._logs = ReportLogger(figures=self.log_figures, name=self.name)
         self._before: Mapping[str, Tensor] = {}
-        self._warned: set[str] = set()
+        self._faults = Faults(_log, self._stop_recording)
 
     @property
     def settings(self) -> AnalysisOptions:
@@ -134,18 +155,20 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         return options_of(self)
 
     def _make_analysis(self) -> TrainerAnalysis:
+        idx = self.val_dataloader_idx
         return TrainerAnalysis(
-            self.settings,
-            train_data=self.train_data,
-            forward_fn=self.forward_fn,
-            val_dataloader_idx=self.val_dataloader_idx,
+            self.settings, train_data=self.train_data, forward_fn=self.forward_fn, val_dataloader_idx=idx
         )
 
     @property
     def state_key(self) -> str:
         """Distinct for monitors that differ in any setting."""
         return self._generate_state_key(
-            **{one.name: _setting_name(getattr(self, one.name)) for one in fields(self) if one.init}
+            **{
+                one.name: setting_name(getattr(self, one.name))
+                for one in fields(self)
+                if one.name != "task" or self.task
+            }
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,19 +197,26 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
-        self._analysis = self._make_analysis()
-        if stage == "fit" and trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
-            self.report, self.history, self._before = None, [], {}
-            self._logs = ReportLogger(figures=self.log_figures)
+        stand_before_averaging(self, trainer)
+        self._faults.warn(same_name(self, trainer), trainer)
+        self._analysis = self._make_analysis().after(self._analysis)
+        # Another model or another fit; a checkpoint's state is loaded after this.
+        if self.is_of_another(pl_module) or (stage == "fit" and trainer.current_epoch == 0):
+            self.forget_reports()
+            self._before = {}
+            self._logs = ReportLogger(figures=self.log_figures, name=self.name)
             self._pace.forget()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers now, so that a wrong setting fails before anything is trained."""
         if not any(trainer.num_val_batches):
-            self._warn_once(NOTHING_TO_VALIDATE, trainer)
+            self._faults.warn(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
+        self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
+        if is_lazy(pl_module):
+            return  # until the training has made its parameters
         with self._going_on(trainer):
             session = self._analysis.session(trainer, pl_module)
             images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size
@@ -229,11 +259,24 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Analyse the network as it ends, and say so where the ranking turned out hardly better than a random order."""
-        unseen = self.report is not None and self.report.global_step != trainer.global_step
-        if self.every_n_epochs == "auto" and unseen:
-            self._analyse(trainer, pl_module, None)
+        if not averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, of a network that averaging has given its last weights by now."""
+        if averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        report = self.report
+        if self.every_n_epochs == "auto" and report is not None:
+            other_weights = averages_at_the_end(trainer) and self._weights != checksum(pl_module)
+            if other_weights or report.global_step != trainer.global_step:
+                self._analyse(trainer, pl_module, None)
         with self._going_on(trainer):
             self._question_ranking(trainer)
+        if report is None and not self._faults:
+            rank_zero_info(no_report(trainer, self.every_n_epochs))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Question the ranking after ``trainer.validate`` too."""
@@ -248,6 +291,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and no reference to the model and the data."""
         self.forget_layers()
+        if trainer.is_global_zero:
+            self.leave_reports()
 
     def _stop_recording(self) -> None:
         self._due = False
@@ -259,9 +304,11 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         if trainer.state.fn != "fit":
             return True
         epoch = trainer.current_epoch
+        if self.report is None and is_waited_for(trainer):
+            return True
         if isinstance(self.every_n_epochs, int):
-            return (epoch + 1) % self.every_n_epochs == 0
-        due = self._pace.due(epoch, _epochs(trainer))
+            return self._turns.due(epoch, self.every_n_epochs)
+        due = self._pace.due(epoch, epochs_of(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
 
@@ -272,7 +319,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 report = self._make_report(trainer, pl_module, recording)
                 self._log_report(trainer, report)
             if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
-                rank_zero_info(self._pace.in_words(trainer.current_epoch, _epochs(trainer)))
+                rank_zero_info(self._pace.in_words(trainer.current_epoch, epochs_of(trainer)))
             if self.compare_criteria == "every":
                 self._compare(trainer)
 
@@ -286,7 +333,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             recording.hand_over(val_probe)
         self._samples = session.samples(train_probe, val_probe)
         found = train_probe.available(), val_probe.available()
-        self._warn_once(shortage(*found, wanted=session.images_per_class, class_names=session.class_names), trainer)
+        self._faults.warn(shortage(*found, wanted=session.images_per_class, class_names=session.class_names), trainer)
         report = session.report(
             self._samples,
             recorders=None if recording is None else recording.recorders,
@@ -294,19 +341,17 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
-        self._warn_once(non_finite_maps(report), trainer)
-        self._warn_once(left_out_images(report), trainer)
-        self._warn_once(turning_gaps(report), trainer)
+        self._faults.warn(non_finite_maps(report), trainer)
+        self._faults.warn(left_out_images(report), trainer)
+        self._faults.warn(turning_gaps(report), trainer)
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
-        if self.report is not None:
-            self.history.append(replace(self.report, examples={}))
-            while self.history and sum(one.num_bytes for one in self.history) > HISTORY_BYTES:
-                del self.history[0]
-        before, self.report = self._before, report
+        self.keep(report)
+        before, self._weights = self._before, checksum(trainer.lightning_module)
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before, former=True)
+        named = replace(report, layers=under_name(self.name, report.layers))
+        scalars = report_scalars(named, before=under_name(self.name, before), former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)
@@ -316,7 +361,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 before=before,
                 kept=kept_channels(removals),
                 original_units=original_widths(removals),
-                on_fault=partial(self._warn_of_fault, trainer),
+                on_fault=partial(self._faults.not_logged, trainer),
             )
 
     def _compare(self, trainer: pl.Trainer, layers: list[str] | None = None) -> CriteriaComparison:
@@ -329,7 +374,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 comparison,
                 trainer.loggers,
                 step=trainer.global_step,
-                on_fault=partial(self._warn_of_fault, trainer),
+                on_fault=partial(self._faults.not_logged, trainer),
             )
         return comparison
 
@@ -346,55 +391,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             comparison = self._compare(trainer, suspects)
         if suspects and self.compare_criteria != "never":
             only = None if comparison is None else comparison.only(suspects)
-            self._warn_once(misleading_ranking(self.report, suspects, only), trainer)
+            self._faults.warn(misleading_ranking(self.report, suspects, only), trainer)
 
-    def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
-        if message is not None and message not in self._warned:
-            self._warned.add(message)
-            if trainer.is_global_zero:
-                warnings.warn(message, stacklevel=3)
-
-    def _warn_of_fault(self, trainer: pl.Trainer, what: str, error: Exception) -> None:
-        """Warn of what could not be logged, once for each place."""
-        _log.debug("%s could not be logged.", what, exc_info=error)
-        if what not in self._warned:
-            self._warned.add(what)
-            self._warn_once(
-                f"{what} could not be logged, and training goes on. {in_words(error, logger=__name__)}", trainer
-            )
-
-    @contextmanager
-    def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Turn a fault of the analysis, in any process, into a warning; a wrong setting stays an error."""
-        try:
-            with together(trainer):
-                yield
-        except (SettingError, BackendError, Warning):
-            raise
-        except Exception as error:
-            self._stop_recording()
-            _log.debug("The analysis failed.", exc_info=error)
-            # Numbers in a message may vary from epoch to epoch; it is given once all the same.
-            kind = f"{type(error).__name__} in {where(error)}"
-            if kind not in self._warned:
-                self._warned.add(kind)
-                self._warn_once(
-                    f"Unit roles could not be analysed, and training goes on. {in_words(error, logger=__name__)}",
-                    trainer,
-                )
-
-
-def _epochs(trainer: pl.Trainer) -> int | None:
-    """Epochs of the whole training, if the trainer knows."""
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-
-
-def _setting_name(value: Any) -> Any:
-    """A setting as what tells it from another, the same in each run."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Callable):  # type: ignore[arg-type]
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, (list, tuple)):
-        return [_setting_name(item) for item in value]
-    return type(value).__qualname__
+    def _going_on(self, trainer: pl.Trainer) -> AbstractContextManager[None]:
+        """Turn a fault of the analysis into a warning; a wrong setting stays an error."""
+        return self._faults.outlived(trainer, "Unit roles could not be analysed", passed=(SettingError, BackendError))

@@ -92,3 +92,27 @@ class Pace:
     def forget(self) -> None:
         """Begin a new run."""
         self.analysis = self._last_epoch = self._started = None
+
+
+class Turns:
+    """Every n-th epoch; where that one is not validated, the next that is."""
+
+    def __init__(self) -> None:
+        self._validated: int | None = None
+
+    def start(self, epoch: int) -> None:
+        """Say that training starts, or goes on, with an epoch."""
+        self._validated = epoch - 1
+
+    def due(self, epoch: int, every: int) -> bool:
+        """Whether a validation run in this epoch, counted from 0, is to be analysed.
+
+        Example:
+            >>> turns = Turns()
+            >>> turns.start(0)
+            >>> [epoch for epoch in (1, 3, 5, 7, 9) if turns.due(epoch, 3)]
+            [3, 5, 9]
+        """
+        before, self._validated = self._validated, epoch
+        done = epoch if before is None or before == epoch else before + 1
+        return (epoch + 1) // every > done // every

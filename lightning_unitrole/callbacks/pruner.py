@@ -6,21 +6,19 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 
-from lightning_unitrole.analysis.options import options_of
-from lightning_unitrole.callbacks.faults import in_words, where
+from lightning_unitrole.callbacks.faults import Faults, PeerFaultError, ask_peers
+from lightning_unitrole.callbacks.measuring import Measuring, callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
-from lightning_unitrole.callbacks.trainer import TrainerAnalysis
 from lightning_unitrole.pruning.coupling import ChannelGroup
 from lightning_unitrole.pruning.equivalence import remove_checked
-from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
 from lightning_unitrole.pruning.history import original_amounts, record_removals, removals_of
 from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
@@ -28,14 +26,14 @@ from lightning_unitrole.pruning.network import NetworkState, units_left
 from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
 from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_removal
 from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
-from lightning_unitrole.pruning.report import NetworkSize, PruningReport, PruningStep
+from lightning_unitrole.pruning.report import NetworkSize, Prediction, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
-from lightning_unitrole.pruning.selection import EVIDENCE, ROLES, Limits, choose, find_candidates, prunable_groups
-from lightning_unitrole.ranking.criteria import CRITERIA, Criterion
+from lightning_unitrole.pruning.selection import (
+    choose,
+)
+from lightning_unitrole.pruning.suggestion import layer_calls
 
-_ABLATION_POINTS = 16
 _log = logging.getLogger(__name__)
-_EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
 
 
 class _Plan(NamedTuple):
@@ -43,33 +41,26 @@ class _Plan(NamedTuple):
 
     choice: dict[str, list[int]]
     accuracy: float
+    predicted: Prediction
 
 
-class Pruner(pl.Callback):
+class Pruner(Measuring):
     """The work of the callback, without its settings and hooks; one network at a time."""
 
-    choose_by: str | Criterion
-    criterion: str | Criterion | None
     amount: float | None
     of: str
-    limits: Limits
     mode: str
     remove_at_end: bool
     schedule: Schedule
-    layers: str | Sequence[str]
-    skip_layers: list[str]
-    monitor: UnitRoleMonitor | None
     report: PruningReport | None
 
     def __init__(self) -> None:
         super().__init__()
         self.report = None
         self._original: dict[str, int] = {}
-        self._masked: Removal | None = None
         self._mask: UnitMask | None = None
-        self._analysis: TrainerAnalysis | None = None
-        self._state: NetworkState | None = None
-        self._warned: set[str] = set()
+        self._faults = Faults(_log, self._look_anew)
+        self._layers: dict[str, str] = {}
 
     def _begin(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how the network was in the beginning; once a run."""
@@ -112,8 +103,10 @@ class Pruner(pl.Callback):
         """Measure, choose, and remove or mask; False where nothing was done."""
         plan: _Plan | None = None
         with self._going_on(trainer, "Units to prune could not be chosen"):
-            plan = self._plan(trainer, pl_module, epoch)
-        if not _all_agree(trainer, plan is not None) or plan is None:
+            found = self._plan(trainer, pl_module, epoch)
+            ask_peers(trainer)
+            plan = found
+        if plan is None:
             return False
         # Every process measures the same; this makes sure that all prune the same.
         choice: dict[str, list[int]] = trainer.strategy.broadcast(plan.choice)
@@ -127,13 +120,14 @@ class Pruner(pl.Callback):
             if removal.kept and self.mode == "remove":
                 self._remove(trainer, pl_module, removal)
             elif removal.kept:
-                self._put_mask(pl_module, removal)
+                self._put_mask(trainer, pl_module, removal)
+            ask_peers(trainer)
             done = True
         if not done or now is None:
             return False
         size = self._size(trainer, pl_module, now)
         with self._going_on(trainer, "What was pruned could not be noted"):
-            self._note_step(trainer, pl_module, before, plan.accuracy, size)
+            self._note_step(trainer, pl_module, before, plan, size)
         self._log(trainer)
         return True
 
@@ -153,12 +147,7 @@ class Pruner(pl.Callback):
                 )
             return None
         choice = choose(
-            find_candidates(
-                self._groups(network),
-                self._evidence(network, trainer, pl_module),
-                choose_by=self.choose_by if isinstance(self.choose_by, str) else "criterion",
-                gone=network.gone(self._masked),
-            ),
+            self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module)),
             network.graph,
             amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
             of=self.of,
@@ -166,8 +155,9 @@ class Pruner(pl.Callback):
             original=self._original,
             now=network.amounts,
         )
+        predicted = network.predict(plan_removal(network.graph, choice))
         network.release()
-        return _Plan(choice, accuracy)
+        return _Plan(choice, accuracy, predicted)
 
     def _size(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, counted: tuple[int, int, dict[str, int]]
@@ -188,10 +178,11 @@ class Pruner(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         before: dict[str, torch.Tensor],
-        accuracy: float,
+        plan: _Plan,
         size: NetworkSize,
     ) -> None:
         assert self.report is not None
+        self._layers = layer_calls(pl_module, self._masked)
         left = units_left(pl_module, self._masked)
         step = PruningStep(
             epoch=trainer.current_epoch,
@@ -203,45 +194,49 @@ class Pruner(pl.Callback):
             },
             parameters=size.parameters,
             macs=size.macs,
-            accuracy_before=accuracy,
+            accuracy_before=plan.accuracy,
             accuracy_after=size.accuracy,
+            loss_after=size.loss,
+            predicted_accuracy=plan.predicted.accuracy,
+            predicted_loss=plan.predicted.loss,
         )
-        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=accuracy)
+        start = self.report.before if self.report.steps else replace(self.report.before, accuracy=plan.accuracy)
         self.report = replace(self.report, before=start, after=size, steps=(*self.report.steps, step))
 
     def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
         change: Change | None = None
+        earlier = removals_of(pl_module)
         try:
             names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
             check_optimizers(trainer.optimizers, names, removal)
             session = self._trainer_analysis(trainer).session(trainer, pl_module)
             with torch.inference_mode(False):
                 change = remove_checked(session.runner.forward, pl_module, removal, session.example_inputs)
-        finally:
-            agreed = _all_agree(trainer, change is not None)
-            if change is not None and not agreed:
-                change.undo()
-        assert change is not None
-        if not agreed:
-            raise RuntimeError("the removal failed in another process")
-        earlier = removals_of(pl_module)
-        try:
+            put_in_optimizers = carry_over(trainer.optimizers, change)
             record_removals(pl_module, [*earlier, removal], self._original)
-            carry_over(trainer.optimizers, change)
+            ask_peers(trainer)
         except BaseException:
-            change.undo()
-            record_removals(pl_module, earlier, self._original)
+            if change is not None:
+                change.undo()
+                record_removals(pl_module, earlier, self._original)
             raise
+        put_in_optimizers()
         with self._going_on(trainer, "After a removal not everything could be told of it"):
             self._model_changed(trainer, pl_module)
 
-    def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
+    def _put_mask(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         mask, old = UnitMask(pl_module, removal), self._mask
         if old is not None:  # the new mask is to bring back what the old one took
             mask.put_back()
             old.restore()
             mask.take()
+        try:
+            ask_peers(trainer)
+        except PeerFaultError:
+            mask.restore()
+            self._mask = None if self._masked is None else UnitMask(pl_module, self._masked)
+            raise
         self._mask, self._masked = mask, removal
         if mask.hooks:
             _recompile()
@@ -266,58 +261,6 @@ class Pruner(pl.Callback):
         with self._going_on(trainer, "Compiled code could not be forgotten"):
             _recompile()
 
-    def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
-        """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
-        if self._analysis is None:
-            found = [callback for callback in callbacks_of(trainer) if isinstance(callback, UnitRoleMonitor)]
-            source = self.monitor or (found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS))
-            criterion = self.choose_by if self._by_criterion else self.criterion
-            options = options_of(
-                source,
-                layers=self.layers,
-                criterion=source.criterion if criterion is None else criterion,
-                ablation_points=(source.ablation_points or _ABLATION_POINTS) if self._needs_accuracy else 0,
-            )
-            self._analysis = TrainerAnalysis(
-                options,
-                train_data=source.train_data,
-                forward_fn=source.forward_fn,
-                val_dataloader_idx=source.val_dataloader_idx,
-            )
-        return self._analysis
-
-    @property
-    def _needs_accuracy(self) -> bool:
-        return self.choose_by in (EVIDENCE, ROLES) or self.limits.max_drop is not None
-
-    @property
-    def _by_criterion(self) -> bool:
-        return callable(self.choose_by) or self.choose_by not in (EVIDENCE, ROLES)
-
-    def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
-        if self._state is None:
-            analysis = self._trainer_analysis(trainer)
-            self._state = NetworkState(analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module))
-        return self._state
-
-    def _evidence(
-        self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> list[LayerEvidence]:
-        if self.choose_by == ROLES:
-            report = self._trainer_analysis(trainer).report(trainer, pl_module)
-            return [LayerEvidence.of(layer) for layer in report.layers.values()]
-        several = self.choose_by == EVIDENCE and self.criterion is None
-        criteria = _EVIDENCE_CRITERIA if several else [network.session.options.criterion]
-        return gather_evidence(network.session, network.sample, criteria)
-
-    def _groups(self, network: NetworkState) -> list[ChannelGroup]:
-        """The groups that the settings allow to be pruned."""
-        measured = [layer.name for layer in network.session.layers]
-        layers = [self.layers] if isinstance(self.layers, str) else self.layers
-        return prunable_groups(
-            network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
-        )
-
     def _log(self, trainer: pl.Trainer) -> None:
         report = self.report
         assert report is not None
@@ -325,35 +268,20 @@ class Pruner(pl.Callback):
             scalars = pruning_scalars(report, step=trainer.global_step)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         for logger in trainer.loggers if trainer.is_global_zero else ():
-            with self._going_on(trainer, f"What was pruned could not be logged by {type(logger).__name__}"):
+            what = f"What was pruned could not be logged by {type(logger).__name__}"
+            with self._going_on(trainer, what, alone=True):
                 log_pruning(report, [logger], epoch=trainer.current_epoch, step=trainer.global_step)
 
-    @contextmanager
-    def _going_on(self, trainer: pl.Trainer, what: str, *, wrong: type[Exception] = Warning) -> Iterator[None]:
-        """Turn a fault into a warning, once for each place; warnings and errors of type ``wrong`` pass."""
-        try:
-            yield
-        except (Warning, wrong):
-            raise
-        except Exception as error:
-            _log.debug("%s.", what, exc_info=error)
-            # The next attempt looks at the network anew.
-            self._trainer_analysis(trainer).forget()
-            self._state = None
-            kind = f"{what}: {type(error).__name__} in {where(error)}"
-            if kind not in self._warned and trainer.is_global_zero:
-                self._warned.add(kind)
-                warnings.warn(f"{what}, and training goes on. {in_words(error, logger=__name__)}", stacklevel=3)
+    def _going_on(
+        self, trainer: pl.Trainer, what: str, *, wrong: tuple[type[Exception], ...] = (), alone: bool = False
+    ) -> AbstractContextManager[None]:
+        """Turn a fault into a warning; errors of the types ``wrong`` stay errors."""
+        return self._faults.outlived(trainer, what, passed=wrong, alone=alone)
 
-
-def _all_agree(trainer: pl.Trainer, done: bool) -> bool:
-    """Whether something was done in every process."""
-    return bool(trainer.strategy.reduce_boolean_decision(done))
-
-
-def callbacks_of(trainer: Any) -> list[Any]:
-    """The callbacks of a trainer."""
-    return list(trainer.callbacks)
+    def _look_anew(self) -> None:
+        if self._analysis is not None:
+            self._analysis.forget()
+        self._state = None
 
 
 def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:

@@ -10,11 +10,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.hooks import RemovableHandle
 
+from lightning_unitrole.callbacks.foresight import Foresight
+from lightning_unitrole.callbacks.measuring import callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
-from lightning_unitrole.callbacks.pruner import Pruner, callbacks_of
 from lightning_unitrole.errors import DataError, SettingError, UnitRoleError, refuse_newer
 from lightning_unitrole.pruning.coupling import torch_pruning
 from lightning_unitrole.pruning.history import follow_state_dict
+from lightning_unitrole.pruning.importance import GROUP_TAYLOR, IMPORTANCES
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Removal
 from lightning_unitrole.pruning.report import PruningReport
@@ -29,7 +31,7 @@ _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
-class UnitPruning(Pruner):
+class UnitPruning(Foresight):
     """Prunes units, chosen by what was measured about them, while the network trains.
 
     At the start of an epoch that is due, the units of each layer are measured on the validation images of the trainer's
@@ -103,7 +105,7 @@ class UnitPruning(Pruner):
     def __init__(
         self,
         *,
-        choose_by: str | Criterion = EVIDENCE,
+        choose_by: str | Criterion = GROUP_TAYLOR,
         amount: float | None = None,
         of: str = "macs",
         max_accuracy_drop: float | None = None,
@@ -121,9 +123,10 @@ class UnitPruning(Pruner):
         monitor: UnitRoleMonitor | None = None,
     ) -> None:
         super().__init__()
-        if not callable(choose_by) and choose_by not in (EVIDENCE, ROLES, *CRITERIA):
+        if not callable(choose_by) and choose_by not in (*IMPORTANCES, EVIDENCE, ROLES, *CRITERIA):
             raise SettingError(
-                f"choose_by={choose_by!r}; expected 'evidence', 'roles', one of {', '.join(CRITERIA)}, or a function."
+                f"choose_by={choose_by!r}; expected {', '.join(map(repr, IMPORTANCES))}, 'evidence', 'roles', one of "
+                f"{', '.join(CRITERIA)}, or a function."
             )
         if amount is not None and not 0 < amount < 1:
             raise SettingError(f"amount={amount!r}; expected a number between 0 and 1, both excluded.")
@@ -138,7 +141,8 @@ class UnitPruning(Pruner):
                 raise SettingError(f"{name}={value!r}; expected an integer of at least 1.")
         if criterion is not None:
             resolve_criterion(criterion)
-        if amount is None and max_accuracy_drop is None:
+        self._limited_by_default = amount is None and max_accuracy_drop is None
+        if self._limited_by_default:
             max_accuracy_drop = 0.01
         self.choose_by, self.criterion = choose_by, criterion
         self.amount, self.of = amount, of
@@ -223,7 +227,7 @@ class UnitPruning(Pruner):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the settings fit the model, try out what is to come, and measure the model as it is."""
-        with self._going_on(trainer, "The network could not be measured before training", wrong=UnitRoleError):
+        with self._going_on(trainer, "The network could not be measured before training", wrong=(UnitRoleError,)):
             network = self._network(trainer, pl_module)
             self._rehearse(network, trainer, pl_module)
             self._begin(network, trainer, pl_module)

@@ -131,6 +131,15 @@ def _put_back(weight: torch.Tensor, before: torch.Tensor) -> bool:
     return True
 
 
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some parameters have yet to be made by a first forward pass."""
+    return any(_unmade(module) for module in model.modules())
+
+
+def _unmade(module: nn.Module) -> bool:
+    return any(map(is_uninitialized, (*module._parameters.values(), *module._buffers.values())))
+
+
 def refuse_lazy(model: nn.Module) -> None:
     """Refuse a model some of whose parameters are made, with random numbers, by its first forward pass.
 
@@ -138,7 +147,7 @@ def refuse_lazy(model: nn.Module) -> None:
         SettingError: if it has some.
     """
     for name, module in model.named_modules():
-        if any(map(is_uninitialized, (*module._parameters.values(), *module._buffers.values()))):
+        if _unmade(module):
             raise SettingError(
                 f"Module {name!r} is a {type(module).__name__} whose parameters are made by its first forward pass, "
                 "and that must not be one of the analysis: its random numbers would be other ones. Run a batch through "

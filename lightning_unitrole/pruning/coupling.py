@@ -115,7 +115,7 @@ def channel_graph(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, 
         BackendError: if Torch-Pruning is not installed.
     """
     library = torch_pruning()
-    with undisturbed(model), _everything_trainable(model), torch.enable_grad():
+    with undisturbed(model), everything_trainable(model), torch.enable_grad():
         positions = _positions(forward, model, inputs, batch)
         graph = library.DependencyGraph()
         try:
@@ -146,7 +146,7 @@ def _differentiable(outputs: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _everything_trainable(model: nn.Module) -> Iterator[None]:
+def everything_trainable(model: nn.Module) -> Iterator[None]:
     """Frozen parameters would hide what lies before them: the library follows gradients."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     frozen = [parameter for parameter in frozen if parameter.is_floating_point() or parameter.is_complex()]

@@ -49,7 +49,7 @@ def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, st
         logger.log_metrics({**pruning_scalars(report, step=step), "epoch": epoch}, step=step)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_custom_scalars"):
-            tables = f"{markdown_table(report.rows())}\n\n{markdown_table(report.layer_rows())}"
+            tables = "\n\n".join(map(markdown_table, (report.rows(), report.step_rows(), report.layer_rows())))
             writer.add_text(f"{PREFIX}/report", tables, step)
             writer.add_figure(f"{PREFIX}/widths", widths_figure(report), step)
             write_pruning(writer, report.state_dict(), epoch=epoch, step=step)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_unitrole.ablation.scores import classification_score
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.data.batches import count_images
 from lightning_unitrole.data.probe import Probe
@@ -20,8 +21,9 @@ from lightning_unitrole.network.isolation import undisturbed
 from lightning_unitrole.network.structures import take_rows
 from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph, layer_widths
 from lightning_unitrole.pruning.history import kept_channels, removals_of
+from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Removal
-from lightning_unitrole.pruning.report import NetworkSize
+from lightning_unitrole.pruning.report import NetworkSize, Prediction
 from lightning_unitrole.pruning.selection import saving
 
 _LATENCY_IMAGES = 32
@@ -94,6 +96,7 @@ class NetworkState:
             images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
         parameters, macs, widths = self.counts(masked)
         rows = torch.arange(images) % self.batch
+        now = self.predict(None)
         return NetworkSize(
             parameters=parameters,
             macs=macs,
@@ -105,12 +108,34 @@ class NetworkState:
                 device=runner.device,
             ),
             batch=images,
-            accuracy=self.accuracy(),
+            accuracy=now.accuracy,
+            loss=now.loss,
         )
 
     def accuracy(self) -> float:
         """Share of the validation images that the network gets right, 0 to 1."""
         return self.session.accuracy(self.sample)
+
+    def predict(self, removal: Removal | None) -> Prediction:
+        """Loss and accuracy that the network will have right after a removal, from one pass with its units at zero.
+
+        Args:
+            removal: what is to be removed, with what is masked already; None for the network as it is.
+        """
+        runner, score_fn = self.session.runner, self.session.options.score_fn or classification_score
+        found = torch.zeros(3, dtype=torch.float64)  # on the CPU: not every device has float64
+        with torch.inference_mode(False), runner.undisturbed():
+            mask = None if removal is None else UnitMask(runner.model, removal)
+            try:
+                for images in self.sample:
+                    loss, score = score_fn(runner.forward(images.inputs), images.targets)
+                    sums = float(loss.double().sum()), float(score.double().sum()), float(len(score))
+                    found += torch.tensor(sums, dtype=torch.float64)
+            finally:
+                if mask is not None:
+                    mask.restore()
+        loss_sum, right, images_seen = runner.total(found).tolist()
+        return Prediction(loss_sum / images_seen, right / images_seen, int(images_seen))
 
     def knows_something(self, accuracy: float) -> bool:
         """Whether an accuracy is above that of always naming the most frequent class, by three standard errors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 from lightning_unitrole.errors import DataError
@@ -23,6 +24,7 @@ class NetworkSize:
         latency: milliseconds of a forward pass of ``batch`` images in evaluation mode.
         batch: images in that forward pass.
         accuracy: share of the monitor's validation images, 0 to 1.
+        loss: mean over the same images; NaN where an older version measured the network.
     """
 
     parameters: int
@@ -31,11 +33,43 @@ class NetworkSize:
     latency: float
     batch: int
     accuracy: float
+    loss: float = math.nan
 
     @property
     def units(self) -> int:
         """Sum of the widths."""
         return sum(self.widths.values())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What some images say about a network, as it is or as it will be.
+
+    Attributes:
+        loss: mean over the images.
+        accuracy: share of the images, 0 to 1.
+        images: number of images.
+    """
+
+    loss: float
+    accuracy: float
+    images: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval for the accuracy on images of the same kind, at a confidence of 95 %.
+
+        Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+
+        Example:
+            >>> [round(end, 3) for end in Prediction(1.0, 0.9, 100).interval]
+            [0.826, 0.945]
+        """
+        z = NormalDist().inv_cdf(0.975)
+        share, count = self.accuracy, self.images
+        middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+        half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+        return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 @dataclass(frozen=True)
@@ -50,6 +84,9 @@ class PruningStep:
         macs: multiply-accumulate operations that are left.
         accuracy_before: on the monitor's validation images, right before it.
         accuracy_after: the same right after it, before any fine-tuning.
+        loss_after: mean loss over the same images then.
+        predicted_accuracy: what ``accuracy_after`` was said to become, before anything was changed.
+        predicted_loss: what ``loss_after`` was said to become.
     """
 
     epoch: int
@@ -59,6 +96,9 @@ class PruningStep:
     macs: int
     accuracy_before: float
     accuracy_after: float
+    loss_after: float = math.nan
+    predicted_accuracy: float = math.nan
+    predicted_loss: float = math.nan
 
     @property
     def num_units(self) -> int:
@@ -122,9 +162,28 @@ class PruningReport:
             ),
         ]
 
+    def step_rows(self) -> list[list[str]]:
+        """Each time that units were pruned, with what was predicted of the network and what came of it, head first."""
+        head = ["epoch", "units pruned", "accuracy before", "predicted", "right after", "predicted loss", "right after"]
+        return [
+            head,
+            *(
+                [
+                    str(step.epoch),
+                    str(step.num_units),
+                    *(
+                        "-" if math.isnan(share) else f"{100 * share:.1f} %"
+                        for share in (step.accuracy_before, step.predicted_accuracy, step.accuracy_after)
+                    ),
+                    *("-" if math.isnan(loss) else f"{loss:.4f}" for loss in (step.predicted_loss, step.loss_after)),
+                ]
+                for step in self.steps
+            ),
+        ]
+
     def table(self) -> str:
-        """Both tables as plain text."""
-        return f"{text_table(self.rows())}\n\n{text_table(self.layer_rows())}"
+        """All tables as plain text."""
+        return "\n\n".join(text_table(rows) for rows in (self.rows(), self.step_rows(), self.layer_rows()))
 
     def state_dict(self) -> dict[str, Any]:
         """The report as numbers, strings, lists and dicts alone."""

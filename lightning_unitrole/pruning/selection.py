@@ -188,7 +188,8 @@ def find_candidates(
 ) -> list[Candidate]:
     """Scores of the items of channel groups, from what was measured of all units that a removal takes.
 
-    Accuracy drops of the units of an item add up; need and rank positions are averaged.
+    Accuracy drops of the units of an item add up, and need is averaged. By rank positions the items of a group are
+    ranked again: means of many layers lie close together in the middle, and would never go first.
 
     Args:
         groups: the groups that may be pruned.
@@ -213,6 +214,8 @@ def find_candidates(
     for group in groups:
         score = item_scores(group, scores, torch.sum if choose_by == EVIDENCE else torch.mean)
         if score is not None:
+            if choose_by not in (EVIDENCE, ROLES):
+                score = torch.searchsorted(score.sort().values, score, right=True).double() / len(score)
             masked = frozenset(gone.get(group.name, ()))
             found.append(Candidate(group, score, item_scores(group, drops, torch.sum), masked))
     return found

@@ -124,6 +124,13 @@ def test_an_item_is_judged_by_all_of_its_units() -> None:
     assert item_scores(both, {"c": scores["a"]}, torch.sum) is None
 
 
+def test_items_of_coupled_layers_are_ranked_again() -> None:
+    both = ChannelGroup("a", {"a": [(0,), (1,), (2,)], "b": [(0,), (1,), (2,)]}, {})
+    layers = [LayerEvidence("a", torch.tensor([0, 1, 2])), LayerEvidence("b", torch.tensor([1, 0, 2]))]
+    (found,) = find_candidates([both], layers, choose_by="taylor", gone={})
+    assert found.scores.tolist() == pytest.approx([1.0, 1.0, 1 / 3])
+
+
 def test_of_two_calls_of_a_module_the_more_useful_units_count() -> None:
     calls = [LayerEvidence("a", torch.tensor([0, 1])), LayerEvidence("a#1", torch.tensor([1, 0]))]
     (found,) = find_candidates([group("a", 2)], calls, choose_by="taylor", gone={"a": [1]})

@@ -1,0 +1,134 @@
+"""What ``UnitPruning`` measures about a network, and by whose settings and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_unitrole.analysis.options import AnalysisOptions, options_of
+from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
+from lightning_unitrole.callbacks.trainer import TrainerAnalysis
+from lightning_unitrole.pruning.coupling import ChannelGroup
+from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
+from lightning_unitrole.pruning.importance import (
+    GROUP_NORM,
+    IMPORTANCES,
+    group_norm,
+    group_taylor,
+    importance_candidates,
+)
+from lightning_unitrole.pruning.network import NetworkState
+from lightning_unitrole.pruning.removal import Removal
+from lightning_unitrole.pruning.selection import EVIDENCE, ROLES, Candidate, Limits, find_candidates, prunable_groups
+from lightning_unitrole.ranking.criteria import CRITERIA, Criterion
+from lightning_unitrole.reports.report import UnitReport
+
+_ABLATION_POINTS = 16
+_EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
+
+
+class Measuring(pl.Callback):
+    """Looks at a network and says of each unit that may go how much it matters; changes nothing."""
+
+    choose_by: str | Criterion
+    criterion: str | Criterion | None
+    limits: Limits
+    layers: str | Sequence[str]
+    skip_layers: list[str]
+    monitor: UnitRoleMonitor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._masked: Removal | None = None
+        self._analysis: TrainerAnalysis | None = None
+        self._state: NetworkState | None = None
+
+    def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
+        """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
+        if self._analysis is None:
+            source = self._source(callbacks_of(trainer))
+            self._analysis = TrainerAnalysis(
+                self._options(source),
+                train_data=source.train_data,
+                forward_fn=source.forward_fn,
+                val_dataloader_idx=source.val_dataloader_idx,
+            )
+        return self._analysis
+
+    def _source(self, callbacks: Sequence[Any]) -> UnitRoleMonitor:
+        """The monitor whose data and settings to use."""
+        found = [callback for callback in callbacks if isinstance(callback, UnitRoleMonitor)]
+        return self.monitor or (found[0] if found else UnitRoleMonitor(ablation_points=_ABLATION_POINTS))
+
+    def _options(self, source: UnitRoleMonitor) -> AnalysisOptions:
+        criterion = self.choose_by if self._by_criterion else self.criterion
+        return options_of(
+            source,
+            layers=self.layers,
+            criterion=source.criterion if criterion is None else criterion,
+            ablation_points=(source.ablation_points or _ABLATION_POINTS) if self._needs_accuracy else 0,
+        )
+
+    @property
+    def _needs_accuracy(self) -> bool:
+        return self.choose_by in (EVIDENCE, ROLES) or self.limits.max_drop is not None
+
+    @property
+    def _by_criterion(self) -> bool:
+        return callable(self.choose_by) or self.choose_by not in (EVIDENCE, ROLES, *IMPORTANCES)
+
+    @property
+    def _by_importance(self) -> bool:
+        return self.choose_by in IMPORTANCES
+
+    def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
+        if self._state is None:
+            analysis = self._trainer_analysis(trainer)
+            self._state = NetworkState(analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module))
+        return self._state
+
+    def _candidates(self, network: NetworkState, analyse: Callable[[], UnitReport]) -> list[Candidate]:
+        """Groups with what was measured about their items; ``analyse`` gives roles where units are chosen by them."""
+        groups, gone = self._groups(network), network.gone(self._masked)
+        measured: list[Candidate] = []
+        if not self._by_importance or self.limits.max_drop is not None:
+            evidence = self._evidence(network, analyse)
+            choose_by = self.choose_by if isinstance(self.choose_by, str) else "criterion"
+            measured = find_candidates(groups, evidence, choose_by=choose_by, gone=gone)
+        if not self._by_importance:
+            return measured
+        with torch.inference_mode(False):
+            if self.choose_by == GROUP_NORM:
+                scores = group_norm(groups, network.session.runner.model)
+            else:
+                session = network.session
+                scores = group_taylor(groups, session.runner, network.sample, session.options.score_fn)
+        drops = {one.group.name: one.drops for one in measured}
+        if self.limits.max_drop is not None:  # what has no curve has no drop that could be limited
+            groups = [group for group in groups if group.name in drops]
+        return importance_candidates(
+            groups, scores, network.graph, macs=network.amounts["macs"], gone=gone, drops=drops
+        )
+
+    def _evidence(self, network: NetworkState, analyse: Callable[[], UnitReport]) -> list[LayerEvidence]:
+        if self.choose_by == ROLES:
+            return [LayerEvidence.of(layer) for layer in analyse().layers.values()]
+        several = (self.choose_by == EVIDENCE or self._by_importance) and self.criterion is None
+        criteria = _EVIDENCE_CRITERIA if several else [network.session.options.criterion]
+        return gather_evidence(network.session, network.sample, criteria)
+
+    def _groups(self, network: NetworkState) -> list[ChannelGroup]:
+        """The groups that the settings allow to be pruned."""
+        measured = [layer.name for layer in network.session.layers]
+        layers = [self.layers] if isinstance(self.layers, str) else self.layers
+        return prunable_groups(
+            network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
+        )
+
+
+def callbacks_of(trainer: Any) -> list[Any]:
+    """The callbacks of a trainer."""
+    return list(trainer.callbacks)
