@@ -49,7 +49,7 @@ PEERS = {
 }
 METHODS = (DEFAULT, GROUP_NORM, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
-RATES = (0.01, 0.03)
+RATES = (0.003, 0.01, 0.03)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Data = dict[str, TensorDataset]
 

@@ -128,11 +128,11 @@ class UnitPruning(Foresight):
                 f"choose_by={choose_by!r}; expected {', '.join(map(repr, IMPORTANCES))}, 'evidence', 'roles', one of "
                 f"{', '.join(CRITERIA)}, or a function."
             )
-        if amount is not None and not 0 < amount < 1:
+        if amount is not None and not (_is_number(amount) and 0 < amount < 1):
             raise SettingError(f"amount={amount!r}; expected a number between 0 and 1, both excluded.")
         if of not in AMOUNTS:
             raise SettingError(f"of={of!r}; expected one of {', '.join(AMOUNTS)}.")
-        if max_accuracy_drop is not None and not 0 <= max_accuracy_drop < 1:
+        if max_accuracy_drop is not None and not (_is_number(max_accuracy_drop) and 0 <= max_accuracy_drop < 1):
             raise SettingError(f"max_accuracy_drop={max_accuracy_drop!r}; expected a number of at least 0 and below 1.")
         if mode not in _MODES:
             raise SettingError(f"mode={mode!r}; expected one of {', '.join(_MODES)}.")
@@ -291,3 +291,7 @@ class UnitPruning(Foresight):
             raise SettingError("No unit is masked; restore_masked works while training runs with mode='mask'.")
         self._mask.restore()
         self._mask = self._masked = None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -71,7 +71,7 @@ AFTER = [
     "lightning_unitrole.pruning.network.measure_latency",
     "lightning_unitrole.pruning.network.channel_graph",
     "lightning_unitrole.pruning.coupling._positions",
-    "lightning_unitrole.pruning.coupling._Finder.groups",
+    "lightning_unitrole.pruning.finder.Finder.groups",
     "torch_pruning.DependencyGraph.build_dependency",
     "lightning_unitrole.analysis.session.find_unit_layers",
 ]
