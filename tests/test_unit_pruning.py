@@ -389,7 +389,7 @@ def test_the_trainers_monitor_goes_on_and_keeps_the_places_of_units(tmp_path: Pa
         ({"amount": 1.0}, r"amount=1.0; expected a number between 0 and 1, both excluded"),
         ({"amount": 0}, r"amount=0; expected"),
         ({"of": "flops"}, "of='flops'; expected one of macs, parameters, units, layer"),
-        ({"choose_by": "magic"}, "choose_by='magic'; expected 'evidence', 'roles', one of feature_entropy"),
+        ({"choose_by": "magic"}, "choose_by='magic'; expected 'group_norm', 'group_taylor', 'evidence', 'roles', one of"),
         ({"criterion": "magic"}, "criterion='magic' is not known"),
         ({"mode": "delete"}, "mode='delete'; expected one of remove, mask"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0.1; expected a number of at least 0"),
