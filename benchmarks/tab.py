@@ -3,7 +3,8 @@
     python benchmarks/tab.py [--logs wide many] [--repeats 3] [--load_fast true]
 
 Needs chromium, chromedriver and selenium. Two synthetic logs: `wide` has a layer of 4,096 units among 12 small ones and
-300 analyses, `many` 13 layers of a VGG and 1,000 classes and 100 analyses. For each view: the time from the first
+300 analyses, `many` 13 layers of a VGG and 1,000 classes and 100 analyses; both with contributions, their error bars,
+and the images that units look at. For each view: the time from the first
 request to the drawn view in a page that has just been opened, and the part of it that is drawing; medians over
 `--repeats` pages. Memory is the resident memory of TensorBoard and its data server, after reading the log and after all
 views. If a view shows fewer analyses than were logged, or the browser complains, no figure is printed.
@@ -52,8 +53,8 @@ class Log:
     def write(self, directory: Path) -> float:
         """Write it at little cost, a few reports again and again; seconds that writing took for each report."""
         classes = [f"class {index}" for index in range(self.classes)]
-        training = Training(self.layers, classes, class_curves=self.classes <= 10, points=17)
-        reports = [training.report(epoch, 6) for epoch in range(6)]
+        training = Training(self.layers, classes, contributions=True, images=True, images_each=3, points=17)
+        reports = [training.report(epoch, 6) for epoch in (1, 5)]
         known, took = None, 0.0
         with SummaryWriter(directory) as writer:
             for epoch in range(self.analyses):

@@ -9,11 +9,16 @@ import torch
 from support import digits, hooks_of, small_net
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_unitrole.ablation import cumulative_ablation
 from lightning_unitrole.analysis.advice import shortage
 from lightning_unitrole.analysis.functions import analyze
+from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.errors import DataError, SettingError
+from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.ranking.criteria import CRITERIA, UnitStatistics
 from lightning_unitrole.ranking.entropy import birth_histogram, feature_entropy
 from lightning_unitrole.reports.report import UnitReport
@@ -70,6 +75,34 @@ def test_overall_curves_are_those_of_cumulative_ablation(trained: nn.Module, rep
     curve = layer.curves["least_first"]
     torch.testing.assert_close(curve.loss, expected.loss[curve.ablated])
     assert curve.turning_point == expected.turning_point
+
+
+class CountedRows(TorchFunctionMode):
+    """Counts the images that a network's only linear layer sees."""
+
+    rows = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            self.rows += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"effects": "removal"}, {"class_curves": True}, {"roles": "turning_point"}, {"ablation_points": 0}],
+    ids=["default", "removal", "class curves", "turning points", "no ablation"],
+)
+def test_the_passes_of_an_analysis_are_known_beforehand(trained: nn.Module, settings: dict[str, Any]) -> None:
+    options = AnalysisOptions(**{"images_per_class": 10, "ablation_points": 16, "backend": "torch", **settings})
+    session = AnalysisSession(Runner(trained), options, digits(20).tensors)
+    loaders = [DataLoader(data, 50) for data in (digits(300), digits(400, start=300))]
+    probes = [session.probe(loader, name="digits", held_out=True) for loader in loaders]
+    with CountedRows() as counted:
+        session.report(session.samples(*probes))
+    # A backward pass counts as two, and is not seen here.
+    forward = session.most_passes() / (3 if session.roles_by_contribution else 1)
+    assert forward / 2 < counted.rows <= session.most_passes()
 
 
 def test_a_unit_that_stands_at_both_turning_points_is_effective_on_both(report: UnitReport) -> None:
@@ -205,3 +238,31 @@ def test_shortage_names_five_classes_and_counts_the_rest() -> None:
     assert message is not None
     assert "'c4': 3 and 4; and 3 more" in message
     assert shortage(found, found, wanted=3, class_names=["c"] * 8) is None
+
+
+class Named(TensorDataset):
+    """Digits that say what they are."""
+
+    classes = ("nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class Careless(TensorDataset):
+    """A dataset whose names must not be asked for."""
+
+    @property
+    def classes(self) -> list[str]:
+        raise AssertionError("code of the dataset was run")
+
+
+def test_class_names_are_those_of_the_dataset() -> None:
+    data = digits(60)
+    settings = {"layers": "all", "images_per_class": 4, "ablation_points": 0}
+    named = Subset(Named(*data.tensors), range(60))
+    assert analyze(small_net(), named, data, **settings).class_names == Named.classes
+    assert analyze(small_net(), DataLoader(named, 8), data, **settings).class_names == Named.classes
+    assert analyze(small_net(), Careless(*data.tensors), data, **settings).class_names[:2] == ("0", "1")
+    wrong = Named(*data.tensors)
+    wrong.classes = ("a", "b")
+    assert analyze(small_net(), wrong, data, **settings).class_names[:2] == ("0", "1")
+    own = [f"digit {number}" for number in range(10)]
+    assert analyze(small_net(), named, data, class_names=own, **settings).class_names == tuple(own)

@@ -124,7 +124,7 @@ def test_there_is_no_cycle_inside_a_subpackage() -> None:
             "callbacks", "from lightning_unitrole import analyze", "imports lightning_unitrole:", id="package"
         ),
         pytest.param("callbacks", "from .errors import X", "write the whole name", id="relative"),
-        pytest.param("pruning.x", "from lightning_unitrole.loggers.figures import X", "kept apart", id="apart"),
+        pytest.param("pruning.x", "from lightning_unitrole.loggers.scalars import X", "kept apart", id="apart"),
         pytest.param("loggers.x", "from lightning_unitrole.pruning.report import X", "comes later", id="the other way"),
     ],
 )
@@ -205,12 +205,14 @@ def test_importing_the_package_loads_almost_nothing() -> None:
     assert not loaded("import lightning_unitrole") & {"torch", "numpy", "pytorch_lightning", "torchmetrics", *HEAVY}
 
 
+@pytest.mark.slow
 def test_importing_the_callbacks_loads_nothing_heavy() -> None:
     """Nothing beyond what the dependencies load themselves."""
     code = "import lightning_unitrole.callbacks"
     assert loaded(code, after="import torch, torchmetrics, pytorch_lightning, numpy") & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_loading_something_heavy_is_found() -> None:
     assert loaded("import pandas, numba", after="import numpy") >= {"pandas", "numba"}
     assert "pandas" not in loaded("import pandas", after="import pandas.api")

@@ -24,6 +24,7 @@ from networks import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from lightning_unitrole.ablation.attribution import Attribution, gauss_legendre
 from lightning_unitrole.ablation.recorder import record, record_all
@@ -223,6 +224,27 @@ def test_a_linear_head_behind_a_global_average_pool_has_a_closed_form(steps: int
     assert attribution.predictions()["0"] == pytest.approx(1)
 
 
+def test_removal_effects_before_a_linear_head_need_no_pass_for_each_unit() -> None:
+    class Counted(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += func is torch.nn.functional.linear
+            return func(*args, **(kwargs or {}))
+
+    net, images = linear_head(classes=3, units=40), make_images()
+    layers = layers_of(net, images)
+    calls = []
+    for removal in (False, True):
+        with Counted() as counted:
+            attribution = attribute(net, images, layers=layers, removal=removal)
+        calls.append(counted.calls)
+    assert calls[1] - calls[0] == 1
+    expected = by_switching_off(net, layers[0], images, [*range(40)])
+    close(attribution.removal_results()["0"].sums, sums_of(expected, images))
+    close(attribution.removal_results()["0"].squares, sums_of(expected.square(), images))
+
+
 def test_the_path_may_begin_at_the_mean_map() -> None:
     net, images = linear_head(), make_images(classes=2)
     mean = net[:2](images.inputs).mean(0).detach()
@@ -233,6 +255,7 @@ def test_the_path_may_begin_at_the_mean_map() -> None:
         close(found.sums, sums_of(expected, images))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [CifarNet, SqueezeNet, FunctionalNet])
 def test_with_many_nodes_contributions_add_up_to_what_the_layer_does(make: Callable[[], nn.Module]) -> None:
     net, images = randomised(make()).double(), make_images()

@@ -140,6 +140,7 @@ def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path
             assert resumed[key] == value, key
 
 
+@pytest.mark.slow
 def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> None:
     """A shuffled validation set cannot be tapped, so its images run through the model once more."""
     tapped, probed = monitor(), monitor()
@@ -223,7 +224,7 @@ def test_a_ranking_hardly_better_than_chance_is_said_once_with_a_better_criterio
 def test_criteria_are_compared_in_tensorboard(tmp_path: Path, when: str) -> None:
     watched = monitor(compare_criteria=when, layers="net.7")
     fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
-    assert "unitrole/net.7/criteria" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
+    assert "unitrole_criteria/net.7" in EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
 
 
 def test_a_fault_at_a_tap_does_not_break_validation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +241,7 @@ def test_no_hook_stays_after_a_good_run() -> None:
     assert hooks_of(fit(monitor(), max_epochs=1)) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "collate",
     [
@@ -371,6 +373,7 @@ def test_an_empty_validation_set_is_said() -> None:
     assert watched.report is None
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "bar",
     [TQDMProgressBar, lambda: RichProgressBar(console_kwargs={"force_terminal": True})],
@@ -404,33 +407,32 @@ def test_iterable_data_are_read_as_a_stream() -> None:
     assert_same_report(streamed.report, indexed.report, losses=1e-6)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path) -> None:
     watched = monitor()
     fit(watched, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
     log = EventAccumulator(str(tmp_path)).Reload()
     tags = log.Tags()
-    prefix = "unitrole/net.7"
-    assert {f"{prefix}/role_share/{role}" for role in ("both", "train_only", "val_only", "neither")} <= set(
-        tags["scalars"]
-    )
-    assert {f"{prefix}/feature_entropy/train", f"{prefix}/ranking_gap/val"} <= set(tags["scalars"])
-    assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
-    assert f"{prefix}/feature_entropy" in tags["histograms"]
+    roles = [f"unitrole_role_share/net.7/{role}" for role in ("both", "train_only", "val_only", "neither")]
+    assert {*roles, "unitrole_feature_entropy/net.7/train", "unitrole_ranking_gap/net.7/val"} <= set(tags["scalars"])
+    assert not [tag for tag in tags["scalars"] if tag.startswith("unitrole/")]  # measures have groups of their own
+    assert {"unitrole_ablation/net.7", "unitrole_roles/net.7"} <= set(tags["images"])
+    assert "unitrole_feature_entropy/net.7" in tags["histograms"]
     assert "custom_scalars__config__" in tags["tensors"]
-    shares = [
-        log.Scalars(f"{prefix}/role_share/{role}")[0].value for role in ("both", "train_only", "val_only", "neither")
-    ]
+    shares = [log.Scalars(role)[0].value for role in roles]
     assert sum(shares) == pytest.approx(1)
 
 
 def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
     fit(monitor(), max_epochs=1, logger=CSVLogger(tmp_path, name="", version=""))
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert "unitrole/net.7/ranking_gap/val" in header
+    assert "unitrole_ranking_gap/net.7/val" in header
 
 
-def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path) -> None:
-    keep = ModelCheckpoint(dirpath=tmp_path, monitor="unitrole/net.7/feature_entropy/val")
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["unitrole_feature_entropy/net.7/val", "unitrole/net.7/feature_entropy/val"])
+def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path, key: str) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, monitor=key)
     fit(monitor(), keep, enable_checkpointing=True)
     assert keep.best_model_score is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -207,15 +208,25 @@ def test_a_run_that_is_stopped_early_is_analysed_as_it_ends() -> None:
 def test_it_is_said_what_an_analysis_costs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         fit(monitor(layers="net.7", budget=1e9), max_epochs=2)
-    said = [record.getMessage() for record in caplog.records if "analysis of unit roles" in record.getMessage()]
-    assert len(said) == 1
-    assert "With budget=1e+09, each epoch is analysed." in said[0]
+    said = [record.getMessage() for record in caplog.records if "analysis" in record.getMessage()]
+    assert len(said) == 2
+    assert re.fullmatch(
+        r"Unit roles: net\.7; 8 images of each of 10 classes, training and validation\. "
+        r"One analysis takes at most as long as about \d[\d.]* epochs of training\.",
+        said[0],
+    )
+    assert said[1].endswith("With budget=1e+09, each epoch is analysed.")
 
 
 def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
     fit(monitor(layers="net.7", budget=1e9), max_epochs=2, logger=TensorBoardLogger(tmp_path, name="", version=""))
     log = EventAccumulator(str(tmp_path)).Reload()
-    tags, prefix = log.Tags(), "unitrole/net.7"
+    tags = log.Tags()
+
+    def tag(key: str) -> str:
+        measure, _, detail = key.partition("/")
+        return f"unitrole_{measure}/net.7" + (f"/{detail}" if detail else "")
+
     for key in (
         "role_share/both",
         "role_agreement",
@@ -230,12 +241,12 @@ def test_scalars_and_figures_in_tensorboard(tmp_path: Path) -> None:
         "rank_agreement/train",
         "rank_agreement/val",
     ):
-        values = [event.value for event in log.Scalars(f"{prefix}/{key}")]
+        values = [event.value for event in log.Scalars(tag(key))]
         assert all(map(math.isfinite, values)), key
         assert len(values) == (1 if key == "role_stability" else 2), key
-    assert f"{prefix}/ranking_gap/train" not in tags["scalars"]
-    assert {f"{prefix}/ablation", f"{prefix}/roles"} <= set(tags["images"])
-    effects = [log.Scalars(f"{prefix}/unit_share/{key}")[0].value for key in ("helps", "no_effect", "hurts")]
+    assert tag("ranking_gap/train") not in tags["scalars"]
+    assert {tag("ablation"), tag("roles")} <= set(tags["images"])
+    effects = [log.Scalars(tag(f"unit_share/{key}"))[0].value for key in ("helps", "no_effect", "hurts")]
     assert 0 < sum(effects) <= 1  # some units do nothing over all classes, but something to one of them
 
 

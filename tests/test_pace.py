@@ -53,12 +53,11 @@ def test_a_run_keeps_to_its_budget_and_analyses_both_ends(
     analysed = []
     for epoch in range(epochs):
         clock[0] += 60
-        interval = 1 if pace.analysis is None else pace.interval(pace.epoch_seconds(epoch), pace.analysis, epochs)
-        if pace.due(epoch, epochs, interval):
+        if pace.due(epoch, epochs):
             analysed.append(epoch)
             with pace.analysing(epoch):
                 clock[0] += 60 * cost
-            assert not pace.due(epoch, epochs, 1)  # once an epoch, however often it validates
+            assert not pace.due(epoch, epochs)  # once an epoch, however often it validates
     assert analysed[0] == 0
     assert analysed[-1] == epochs - 1
     assert len(analysed) * cost <= max(budget * epochs, 2 * cost) + 1e-9
@@ -92,19 +91,37 @@ def test_an_analysis_that_fails_has_taken_its_time_too(clock: list[float]) -> No
     with pytest.raises(RuntimeError, match="on purpose"):
         fail()
     assert pace.analysis == 7
-    assert not pace.due(0, 10, 1)
-    assert pace.due(1, 10, 1)
+    assert not pace.due(0, 10)
+    clock[0] += 140
+    assert pace.due(1, 10)
 
 
 def test_a_new_run_begins_with_an_analysis(clock: list[float]) -> None:
     pace = Pace(0.1)
+    pace.start(5)
+    clock[0] += 10
     with pace.analysing(5):
-        clock[0] += 1
-    assert not pace.due(5, 10, 3)
-    assert not pace.due(7, 10, 3)
-    assert pace.due(8, 10, 3)
-    assert pace.due(9, 10, 99)
-    assert not pace.due(9, None, 99)
+        clock[0] += 3  # 0.3 of an epoch: one epoch in three
+    assert not pace.due(5, None)
+    clock[0] += 20
+    assert not pace.due(7, None)
+    assert pace.due(7, 8)  # the last
+    clock[0] += 10
+    assert pace.due(8, None)
     pace.forget()
     assert pace.analysis is None
-    assert pace.due(0, 10, 3)
+    assert pace.due(0, 10)
+
+
+def test_in_words(clock: list[float]) -> None:
+    pace = Pace(0.1)
+    pace.start(0)
+    clock[0] += 10
+    with pace.analysing(0):
+        clock[0] += 3
+    assert pace.in_words(0, None) == (
+        "One analysis of unit roles takes 3.0 s, 0.30 of a training epoch. With budget=0.1, one epoch in 3 is "
+        "analysed, and the last."
+    )
+    pace.budget = 1.0
+    assert pace.in_words(0, None).endswith("With budget=1, each epoch is analysed.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard_plugin.synthetic import CONTRIBUTING, Training
 
 from lightning_unitrole.analysis.advice import misleading_layers
 from lightning_unitrole.errors import DataError
@@ -344,3 +345,60 @@ def test_pandas_that_is_missing_is_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 def test_roles_are_two_bits() -> None:
     assert [role for role in UnitRole if role & 1] == [UnitRole.TRAIN_ONLY, UnitRole.BOTH]
     assert [role for role in UnitRole if role & 2] == [UnitRole.VAL_ONLY, UnitRole.BOTH]
+
+
+def test_pandas_holds_contributions_where_they_were_measured() -> None:
+    measured = Training(CONTRIBUTING[:1], contributions=True).report(0, 1)
+    frame = measured.to_pandas()
+    layer = measured.layers[CONTRIBUTING[0].name]
+    row = frame[(frame["class"] == "cat") & (frame["unit"] == 5)].iloc[0]
+    found = layer.val.contributions.by_class()
+    assert row["contribution_val"] == float(found.mean[3, 5])
+    assert row["error_val"] == float(found.standard_error[3, 5])
+
+
+def test_plots_give_a_figure_and_axes() -> None:
+    from matplotlib import pyplot
+
+    measured = Training(CONTRIBUTING, contributions=True).report(0, 1)
+    figure, axes = measured.plot()
+    assert axes.figure is figure
+    widths = [sum(bar[place].get_width() for bar in axes.containers) for place in range(len(CONTRIBUTING))]
+    assert widths == pytest.approx([100] * len(CONTRIBUTING))
+    assert [label.get_text() for label in axes.get_yticklabels()] == [spec.name for spec in CONTRIBUTING]
+    layer = next(iter(measured.layers.values()))
+    _, axes = layer.plot()
+    curve = layer.val.curves["contribution"]
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    assert drawn["least contribution first"].get_ydata().tolist() == curve.accuracy.tolist()
+    _, own = pyplot.subplots()
+    figure, axes = curve.plot(own, label="mine")
+    assert axes is own
+    assert figure is own.figure
+    assert axes.get_legend().get_texts()[0].get_text() == "mine"
+    pyplot.close("all")
+    assert report(ablation=False).layers["meta"].plot()[1] is not None  # without curves there are shares
+    pyplot.close("all")
+
+
+def test_everything_is_short_in_a_console_and_a_table_in_a_notebook() -> None:
+    measured = Training(CONTRIBUTING, contributions=True).report(0, 1)
+    layer = next(iter(measured.layers.values()))
+    parts = (measured, layer, layer.val, layer.val.contributions, layer.effects, layer.val.curves["random"])
+    assert all(len(repr(part)) < 120 for part in parts)
+    shown = measured._repr_html_()
+    assert shown.count("<tr>") == 1 + len(CONTRIBUTING)
+    assert "<td>features.0</td>" in shown
+    harmful = replace(layer, name="<b>")
+    assert "<b>" not in replace(measured, layers={"<b>": harmful})._repr_html_()
+
+
+def test_what_can_go_and_how_wide_to_build() -> None:
+    measured = Training(CONTRIBUTING, contributions=True).report(5, 6)
+    widths = measured.suggest_widths()
+    for name, layer in measured.layers.items():
+        assert torch.equal(measured.removable(name), layer.removable)
+        assert widths[name] == max(1, layer.num_units - len(layer.removable))
+    assert any(len(layer.removable) for layer in measured.layers.values())
+    with pytest.raises(DataError, match=r"There is no layer 'conv9' in this report; there are: features\.0, "):
+        measured.removable("conv9")

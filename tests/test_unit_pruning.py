@@ -363,6 +363,7 @@ def test_frozen_layers_stay_frozen() -> None:
     assert num_parameters(model) < num_parameters(Digits())
 
 
+@pytest.mark.slow
 def test_the_trainers_monitor_goes_on_and_keeps_the_places_of_units(tmp_path: Path) -> None:
     model, watching = seeded(), monitor(every_n_epochs=1, layers="all")
     logger = pl.loggers.TensorBoardLogger(tmp_path)

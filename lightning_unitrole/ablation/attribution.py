@@ -10,35 +10,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_unitrole.ablation.batch_attribution import BatchAttribution, NoGradientError
 from lightning_unitrole.ablation.engine import Memory, run_switched_off
+from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.ablation.recorder import record_all
-from lightning_unitrole.ablation.scores import ScoreFn, check_classification, margins
+from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tape import Tape, UnreplayableError
 from lightning_unitrole.ablation.verification import Replay, verify
 from lightning_unitrole.data.sample import Images
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.network.structures import map_tensors, take_rows, tensors_in
-from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.significance import rank_correlation
 
 TRIED_UNITS, TRIED_IMAGES = 16, 16
 """Units whose removal effect is measured to see how well contributions predict it, and images of all processes."""
-
-Run = Callable[[Tensor, "Tensor | None"], Any]
-"""From maps ``[M, U, H, W]`` in the place of a layer's, and rows ``[M]`` of the batch, to the model's outputs."""
-
-
-class NoGradientError(Exception):
-    """The margin cannot be differentiated with respect to the maps; the message says why."""
 
 
 def tried_units(num_units: int) -> list[int]:
@@ -108,31 +100,41 @@ class Attribution:
         self._warned: set[str] = set()
         self._piece = Memory.of(runner.device).piece // (8 if runner.device.type == "cuda" else 1)
 
-    def add(self, images: Images, on_maps: Callable[[UnitLayer, Tensor], None] | None = None) -> None:
+    def add(
+        self,
+        images: Images,
+        on_maps: Callable[[UnitLayer, Tensor], None] | None = None,
+        examples: ExampleCollector | None = None,
+    ) -> None:
         """Add a batch. Call it in an undisturbed model.
 
         Args:
             images: the batch.
             on_maps: called with the maps of each layer.
+            examples: is given the maps and contributions too.
 
         Raises:
             DataError: if the labels do not fit the outputs.
             TraceError: if the forward pass does not reach a layer.
         """
+        if examples is not None:
+            examples.begin(images)
         with _frozen(self.runner.model):
             tapes = record_all(self.runner, self.layers, images.inputs, self._copies)
             for layer, recorded in zip(self.layers, tapes, strict=True):
-                one = _OneBatch(self, layer, recorded, images)
+                one = self._batch(layer, recorded, images)
                 if on_maps is not None:
                     on_maps(layer, one.maps)
-                self._add(layer, one, images)
+                self._add(layer, one, images, examples)
         self._seen += len(images.groups)
 
-    def _add(self, layer: UnitLayer, one: _OneBatch, images: Images) -> None:
+    def _add(self, layer: UnitLayer, one: BatchAttribution, images: Images, examples: ExampleCollector | None) -> None:
         contributions, whole = self._contributions(layer, one)
         usable = whole.isfinite() & contributions.isfinite().all(1)
         self.left_out += int((~usable).sum())
         self._sums[layer.name].add(images, contributions, whole, usable)
+        if examples is not None:
+            examples.add(layer, one.maps, contributions, usable)
         if layer.name in self._removal:
             effects = one.removal_effects(range(layer.num_units))
             self._removal[layer.name].add(images, effects, torch.zeros_like(whole), usable)
@@ -144,7 +146,7 @@ class Attribution:
             for total, values in zip(self._tried[layer.name], (contributions, removed), strict=True):
                 total += values[:first][usable[:first]][:, tried].sum(0)
 
-    def _contributions(self, layer: UnitLayer, one: _OneBatch) -> tuple[Tensor, Tensor]:
+    def _contributions(self, layer: UnitLayer, one: BatchAttribution) -> tuple[Tensor, Tensor]:
         if layer.name not in self._without_gradient:
             try:
                 return one.integrated_gradients(self._nodes)
@@ -173,7 +175,33 @@ class Attribution:
         """The removal effects, by layer; empty unless they were asked for."""
         return {name: sums.total(self.runner, 0) for name, sums in self._removal.items()}
 
-    def level(self, layer: UnitLayer, tape: Tape, inputs: Any) -> Replay:
+    def _batch(self, layer: UnitLayer, recorded: Tape | UnreplayableError, images: Images) -> BatchAttribution:
+        fill = self._fills.get(layer.name)
+        level, reason = Replay.NONE, "a replay gives other outputs than the whole model"
+        if isinstance(recorded, UnreplayableError):
+            reason = str(recorded)
+        else:
+            level = self._level(layer, recorded, images.inputs)
+        if level is Replay.NONE and layer.name not in self._warned:
+            self._warned.add(layer.name)
+            warnings.warn(
+                f"Layer {layer.name!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs "
+                "for every step of its contributions instead: slower, with the same result.",
+                stacklevel=2,
+            )
+        tape = recorded if isinstance(recorded, Tape) and level is not Replay.NONE else None
+        return BatchAttribution(
+            self.runner,
+            layer,
+            images,
+            tape,
+            piece_bytes=self._piece,
+            apart=level is Replay.ANY_ROWS,
+            score_fn=self._score_fn,
+            fill=fill,
+        )
+
+    def _level(self, layer: UnitLayer, tape: Tape, inputs: Any) -> Replay:
         """How far a recording may be taken apart; looked at once for each size of a batch."""
         key = (layer.name, tape.num_rows)
         if key not in self._levels:
@@ -182,163 +210,6 @@ class Attribution:
                 tape, inputs, lambda some, off: run_switched_off(self.runner, layer, some, off, fill), fill
             )
         return self._levels[key]
-
-    def warn_unreplayable(self, layer: UnitLayer, reason: str) -> None:
-        """Say, once for each layer, that the whole model has to run for each step."""
-        if layer.name not in self._warned:
-            self._warned.add(layer.name)
-            warnings.warn(
-                f"Layer {layer.name!r}: what lies behind it cannot be replayed, because {reason}. The whole model runs "
-                "for every step of its contributions instead: slower, with the same result.",
-                stacklevel=2,
-            )
-
-
-class _OneBatch:
-    """One layer and one batch: its maps, and how to run what lies behind them."""
-
-    def __init__(
-        self, owner: Attribution, layer: UnitLayer, recorded: Tape | UnreplayableError, images: Images
-    ) -> None:
-        self._runner, self._layer, self._images = owner.runner, layer, images
-        self._score_fn = owner._score_fn
-        tape = None if isinstance(recorded, UnreplayableError) else recorded
-        level = Replay.NONE if tape is None else owner.level(layer, tape, images.inputs)
-        if level is Replay.NONE:
-            owner.warn_unreplayable(
-                layer, str(recorded) if tape is None else "a replay gives other outputs than the whole model"
-            )
-        self._tape = None if level is Replay.NONE else tape
-        if self._tape is not None:
-            self.maps, outputs = self._tape.maps, self._tape.outputs
-            rows = max(owner._piece // self._tape.bytes_per_row, 1)
-            self._piece = rows if level is Replay.ANY_ROWS else len(self.maps)
-            self._apart = level is Replay.ANY_ROWS
-            self._one_suffices = self._apart and not self._tape.reads_images
-        else:
-            self.maps, outputs = self._caught()
-            self._piece, self._apart, self._one_suffices = len(self.maps), False, False
-        fill = owner._fills.get(layer.name)
-        self._fill = torch.zeros_like(self.maps[:1]) if fill is None else fill.to(self.maps).unsqueeze(0)
-        if self._score_fn is None:
-            check_classification(outputs, images.targets, len(self.maps))
-        self._margin = margins(outputs, images.targets, self._score_fn)
-
-    def _caught(self) -> tuple[Tensor, Any]:
-        caught: list[Tensor] = []
-        with UnitTap(self._runner.model, [self._layer], lambda layer, maps: caught.append(maps.clone())):
-            outputs = self._runner.forward(map_tensors(self._images.inputs, torch.clone))
-        return caught[0], outputs
-
-    def _run(self, maps: Tensor, rows: Tensor | None) -> Any:
-        if self._tape is not None:
-            return self._tape.replay_maps(maps, rows)
-        with UnitTap(self._runner.model, [self._layer], lambda layer, own: maps):
-            return self._runner.forward(map_tensors(self._images.inputs, torch.clone))
-
-    def _pieces(self) -> Iterator[Tensor | None]:
-        size = len(self.maps)
-        if self._piece >= size:
-            yield None
-        else:
-            yield from torch.split(torch.arange(size, device=self.maps.device), self._piece)
-
-    def _margins(self, outputs: Any, rows: Tensor | None) -> Tensor:
-        targets = self._images.targets
-        targets = targets if rows is None else take_rows(targets, rows, len(self.maps))
-        return margins(outputs, targets, self._score_fn)
-
-    def _margins_of(self, make: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """``[B]`` margins with other maps, made for some rows or for all."""
-        found = [self._margins(self._run(make(rows), rows), rows) for rows in self._pieces()]
-        return torch.cat(found)
-
-    def _some(self, rows: Tensor | None) -> Tensor:
-        return self.maps if rows is None else self.maps[rows]
-
-    def integrated_gradients(self, nodes: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-        """``[B, U]`` contributions, and ``[B]`` what the whole layer does to the margin, both float64.
-
-        Raises:
-            NoGradientError: if the margin has no gradient.
-        """
-        off = self._margins_off()
-        parts, wide = [], torch.promote_types(self.maps.dtype, torch.float32)
-        for rows in self._pieces():
-            maps = self._some(rows)
-            delta = maps - self._fill
-            part = torch.zeros(maps.shape[:2], dtype=self._margin.dtype, device=maps.device)
-            for node, weight in nodes:
-                gradient = self._gradient(self._fill + node * delta, rows)
-                if gradient is not None:
-                    part += weight * (gradient.to(wide) * delta.to(wide)).sum((2, 3)).to(part.dtype)
-            parts.append(part)
-        return torch.cat(parts), self._margin - off
-
-    def _margins_off(self) -> Tensor:
-        """``[B]`` margins with the whole layer off; of one image where what lies behind sees nothing of the others."""
-        if self._one_suffices:
-            outputs = self._run(self._fill.clone(), torch.zeros(1, dtype=torch.int64, device=self.maps.device))
-            outputs = map_tensors(outputs, lambda tensor: tensor.expand(len(self.maps), *tensor.shape[1:]))
-            return self._margins(outputs, None)
-        return self._margins_of(lambda rows: self._fill.expand_as(self._some(rows)).clone())
-
-    def _gradient(self, maps: Tensor, rows: Tensor | None) -> Tensor | None:
-        """Gradient of the sum of the margins; None where the outputs do not depend on the maps at all."""
-        with torch.enable_grad():
-            leaf = maps.requires_grad_()
-            try:
-                # A copy, because the model may work on its maps in place, which a leaf does not allow.
-                outputs = self._run(leaf.clone(), rows)
-                if not any(tensor.requires_grad for tensor in tensors_in(outputs)):
-                    return None
-                margin = self._margins(outputs, rows)
-                if not margin.requires_grad:
-                    raise NoGradientError("score_fn has no gradient")
-                (gradient,) = torch.autograd.grad(margin.sum(), leaf, allow_unused=True)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise NoGradientError(f"the network cannot be differentiated ({error})") from error
-        return gradient
-
-    def permuted(self) -> tuple[Tensor, Tensor]:
-        """The same as :meth:`integrated_gradients`, from one random permutation of the units for each image."""
-        size, units = self.maps.shape[:2]
-        generator = torch.Generator().manual_seed(size * units)
-        ranks = torch.rand(size, units, generator=generator).argsort(1).argsort(1).to(self.maps.device)
-        before = self._margin
-        contributions = torch.zeros(size, units, dtype=before.dtype, device=before.device)
-        for number in range(units):
-            after = self._margins_of(partial(self._without, ranks <= number))
-            contributions[ranks == number] = (before - after)[(ranks == number).nonzero()[:, 0]]
-            before = after
-        return contributions, self._margin - before
-
-    def _without(self, off: Tensor, rows: Tensor | None) -> Tensor:
-        off = off if rows is None or len(off) == 1 else off[rows]
-        return torch.where(off[:, :, None, None], self._fill, self._some(rows))
-
-    def removal_effects(self, units: Sequence[int], first: int | None = None) -> Tensor:
-        """``[B, U]`` what the margin loses when single units are switched off; NaN for units that are not tried.
-
-        Args:
-            units: the units to try.
-            first: try them on so many images, the first ones, where the recording can be taken apart; None for all.
-        """
-        size, width = self.maps.shape[:2]
-        effects = torch.full((size, width), torch.nan, dtype=self._margin.dtype, device=self._margin.device)
-        for unit in units:
-            off = torch.zeros(1, width, dtype=torch.bool, device=self.maps.device)
-            off[0, unit] = True
-            if first is not None and first < size and self._apart:
-                rows = torch.arange(first, device=self.maps.device)
-                effects[:first, unit] = self._margin[:first] - self._margins(
-                    self._run(self._without(off, rows), rows), rows
-                )
-            else:
-                effects[:, unit] = self._margin - self._margins_of(partial(self._without, off))
-        return effects
 
 
 class _Sums:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_unitrole.data.batches import class_indices
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.structures import tensors_in
 
-ScoreFn = Callable[[Any, Any], tuple[Tensor, Tensor]]
-"""From the model's outputs and the targets of N images to the loss ``[N]`` and the score ``[N]`` of each image."""
+ScoreFn = Callable[[Any, Any], tuple[Tensor, ...]]
+"""From the model's outputs and the targets of N images to the loss ``[N]`` and the score ``[N]`` of each image; a third
+entry ``[N]``, if there is one, is the margin that contributions are measured of, which is minus the loss without it."""
 
 _LOGITS = ("logits", "out")
 _TOP = 5
@@ -46,12 +48,12 @@ def classification_score(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
 
     Args:
         outputs: logits ``[N, C]``, or a structure with them, see :func:`first_tensor`.
-        targets: ``[N]`` class indices.
+        targets: ``[N]`` class indices; of soft labels ``[N, C]`` the likeliest class counts.
 
     Returns:
         Loss ``[N]`` in nats and score ``[N]``, 0 or 1; both float64 where the device has it.
     """
-    logits = _wide(first_tensor(outputs))
+    logits = wide(first_tensor(outputs))
     targets = _labels(targets, logits)
     return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(1) == targets).to(logits.dtype)
 
@@ -70,14 +72,14 @@ def score_images(outputs: Any, targets: Any, score_fn: ScoreFn | None, num_rows:
             labels = _labels(targets, logits)
             top5 = (logits.topk(_TOP, dim=1).indices == labels.unsqueeze(1)).any(1).to(loss.dtype)
         return torch.stack([loss, score, top5], dim=1)
-    pair = score_fn(outputs, targets)
+    pair = score_fn(outputs, targets)[:2]
     shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in pair]
     if shapes != [[num_rows], [num_rows]]:
         raise DataError(
             f"score_fn returned {' and '.join(map(str, shapes))} for {num_rows} images; expected a loss [{num_rows}] "
             f"and a score [{num_rows}]: one number an image, not their mean."
         )
-    loss, score = (_wide(part) for part in pair)
+    loss, score = (wide(part) for part in pair)
     return torch.stack([loss, score, torch.full_like(loss, float("nan"))], dim=1)
 
 
@@ -87,10 +89,11 @@ def check_classification(outputs: Any, targets: Any, num_rows: int) -> None:
     Raises:
         DataError: if they do not fit; the message says what was found and what was expected.
     """
-    advice = "For another task than single-label classification pass score_fn=."
+    advice = "For another task than single-label classification pass task= or score_fn=."
     logits = first_tensor(outputs)
     if isinstance(targets, (list, tuple)) and all(isinstance(target, int) for target in targets):
         targets = torch.tensor(targets)
+    targets = class_indices(targets)
     if logits.dim() != 2 or logits.shape[0] != num_rows:
         raise DataError(
             f"The model returned a tensor of shape {list(logits.shape)} for {num_rows} images; expected logits "
@@ -111,8 +114,8 @@ def check_classification(outputs: Any, targets: Any, num_rows: int) -> None:
 def margins(outputs: Any, targets: Any, score_fn: ScoreFn | None) -> Tensor:
     """``[N]`` margin of each image: the label's logit minus the log-sum-exp of the others.
 
-    With a ``score_fn`` it is minus its loss. Unlike the cross-entropy, which is near zero on training images whatever a
-    unit does there, the margin keeps counting.
+    With a ``score_fn`` it is its margin, or else minus its loss. Unlike the cross-entropy, which is near zero on
+    training images whatever a unit does there, the margin keeps counting.
 
     Args:
         outputs: logits ``[N, C]``, or a structure with them; of one class alone the margin is the logit.
@@ -120,8 +123,9 @@ def margins(outputs: Any, targets: Any, score_fn: ScoreFn | None) -> Tensor:
         score_fn: see :data:`ScoreFn`.
     """
     if score_fn is not None:
-        return -_wide(score_fn(outputs, targets)[0])
-    logits = _wide(first_tensor(outputs))
+        found = score_fn(outputs, targets)
+        return wide(found[2]) if len(found) > 2 else -wide(found[0])
+    logits = wide(first_tensor(outputs))
     labels = _labels(targets, logits).unsqueeze(1)
     own = logits.gather(1, labels).squeeze(1)
     if logits.shape[1] == 1:
@@ -130,8 +134,9 @@ def margins(outputs: Any, targets: Any, score_fn: ScoreFn | None) -> Tensor:
 
 
 def _labels(targets: Any, logits: Tensor) -> Tensor:
-    return torch.as_tensor(targets, device=logits.device).long()
+    return torch.as_tensor(class_indices(targets), device=logits.device).long()
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """The values in the highest precision that their device has."""
     return values.float() if values.device.type == "mps" else values.double()

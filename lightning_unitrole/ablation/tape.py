@@ -7,7 +7,7 @@ that the recorded pass computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,12 @@ from torch import Tensor
 from lightning_unitrole.network.structures import leaves, map_leaves, tensors_in
 
 Autocast = tuple[bool, torch.dtype]
+
+
+_LINEAR = frozenset(
+    {"adaptive_avg_pool2d", "avg_pool2d", "mean", "flatten", "reshape", "view", "squeeze", "linear", "conv2d"}
+)
+"""Functions that are linear in their first argument, up to a constant."""
 
 
 class UnreplayableError(Exception):
@@ -114,6 +120,11 @@ class Tape:
         """Whether a replay reads something of each image besides its maps, as behind a residual connection."""
         return any(constant.rows for constant in self._constants.values())
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the outputs are known to be linear in the maps, up to a constant."""
+        return bool(self._calls) and all(_is_linear(call, self._constants) for call in self._calls)
+
     def replay(self, off: Tensor, rows: Tensor | None = None, *, fill: Tensor | None = None) -> Any:
         """Outputs of the model with units switched off.
 
@@ -183,6 +194,14 @@ class Tape:
             for index in call.finished:
                 live.pop(index, None)
         return peak
+
+
+def _is_linear(call: Call, constants: Mapping[int, Constant]) -> bool:
+    name = getattr(call.function, "__name__", "")
+    if name not in _LINEAR and not (name == "dropout" and call.kwargs.get("training") is False):
+        return False
+    depends = {*indices_in([*call.args, call.kwargs])} - constants.keys() - {ROWS.index}
+    return len(depends) == 1 and call.args[0] == Reference(*depends)
 
 
 def switched_off(maps: Tensor, off: Tensor, fill: Tensor | None = None) -> Tensor:

@@ -7,9 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_unitrole.ablation.tasks import NO_LABEL
+from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.vocabulary import RELIABLE_AGREEMENT, ranking_is_informative, reliability_verdict
+
+
+def announcement(session: AnalysisSession, epoch_images: float) -> str:
+    """What will be analysed, and what that takes at most, to be said before it begins.
+
+    Args:
+        session: the analysis.
+        epoch_images: images of an epoch of training.
+    """
+    names = [layer.name for layer in session.layers]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    # A training step is a forward pass and a backward pass, which takes about two.
+    epochs = session.most_passes() / (3 * epoch_images)
+    return (
+        f"Unit roles: {shown}; {session.images_per_class} images of each of {session.num_classes} classes, training "
+        f"and validation. One analysis takes at most as long as about {epochs:.2g} epochs of training."
+    )
 
 
 def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[str]) -> str | None:
@@ -23,7 +42,11 @@ def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[s
     """
     train, val = train.clamp(max=wanted), val.clamp(max=wanted)
     quota = torch.minimum(train, val)
-    short = (quota < wanted).nonzero().flatten().tolist()
+    short = [
+        c
+        for c in (quota < wanted).nonzero().flatten().tolist()
+        if class_names[c] != NO_LABEL or int(train[c] + val[c])  # images without a label there need not be
+    ]
     if not short:
         return None
     listed = "; ".join(f"{class_names[c]!r}: {int(train[c])} and {int(val[c])}" for c in short[:5])

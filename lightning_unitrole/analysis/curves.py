@@ -46,6 +46,19 @@ class LayerCurves:
     def __init__(self, runner: Runner, options: AnalysisOptions, layer: UnitLayer) -> None:
         self.runner, self.options, self.layer = runner, options, layer
 
+    def most_passes(self) -> tuple[int, int]:
+        """Passes of one image, at most, that :meth:`published` and :meth:`overall` take through what lies behind."""
+        published, overall = (
+            min(points, self.layer.num_units + 1) for points in (self.options.ablation_points, self._evenly_spread)
+        )
+        # Three orders over all classes, and that of the image's own class.
+        return 4 * published, (3 + RANDOM_ORDERS) * overall + 2 + RANDOM_DRAWS
+
+    @property
+    def _evenly_spread(self) -> int:
+        """Number of points of a curve on which no turning point is looked for."""
+        return max(self.options.ablation_points // 4, 2)
+
     def published(
         self, ranking: Ranking, sample: Sample
     ) -> tuple[dict[str, AblationCurve], tuple[AblationCurve | None, ...]]:
@@ -112,7 +125,7 @@ class LayerCurves:
         more: Sequence[tuple[AblationRequest, Tensor]],
     ) -> tuple[dict[str, AblationCurve], tuple[Tensor, ...]]:
         """Curves at evenly spread points, and the sums of further requests at numbers of their own."""
-        points = even_points(self.layer.num_units, max(self.options.ablation_points // 4, 2))
+        points = even_points(self.layer.num_units, self._evenly_spread)
         asked = [*requests.values(), *(request for request, _ in more)]
         with torch.inference_mode(False):
             sums = measure_sums(engine, asked, [*[points] * len(requests), *(numbers for _, numbers in more)])

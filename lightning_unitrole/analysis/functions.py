@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,11 +13,13 @@ from torch import nn
 from lightning_unitrole.analysis.advice import left_out_images, non_finite_maps, shortage, turning_gaps
 from lightning_unitrole.analysis.options import AnalysisOptions, make_options, takes_options
 from lightning_unitrole.analysis.session import AnalysisSession
-from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, class_names_behind, first_batch
 from lightning_unitrole.network.runner import Forward, Progress, Runner, no_progress
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
+
+_log = logging.getLogger(__name__)
 
 
 @takes_options
@@ -97,8 +101,13 @@ def compare_criteria(
 
 def _start(runner: Runner, data: DataSource, options: AnalysisOptions, *, name: str) -> AnalysisSession:
     """A session with its layers found on the first images of ``data``."""
-    batch = runner.transfer(first_batch(as_batches(data, name=name), name=name))
-    return AnalysisSession(runner, options, batch)
+    batches = as_batches(data, name=name)
+    batch = runner.transfer(first_batch(batches, name=name))
+    more = partial(first_batch, batches, name=name, size=64)
+    session = AnalysisSession(runner, options, batch, class_names_behind(data), more=more)
+    if session.task is not None:
+        _log.info(session.task)
+    return session
 
 
 def _warn(message: str | None) -> None:

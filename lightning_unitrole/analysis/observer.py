@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_unitrole.ablation import classification_score
 from lightning_unitrole.ablation.attribution import Attribution
+from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.statistics import UnitRecorder, filter_norm
 from lightning_unitrole.data.sample import Images, Sample
@@ -81,6 +82,7 @@ class Observer:
         recorders: Mapping[str, UnitRecorder] | None = None,
         contributions: bool = False,
         removal: bool = False,
+        examples: ExampleCollector | None = None,
         description: str = "Unit roles: recording",
     ) -> dict[str, Measured]:
         """Run the images of a sample through the model once, and gather everything that is asked for.
@@ -91,6 +93,7 @@ class Observer:
             recorders: what a validation loop recorded of these images already.
             contributions: measure contributions even if no criterion reads them.
             removal: measure the removal effect of every unit.
+            examples: is given the maps and contributions of each image; asks for ``contributions``.
             description: for the progress bar.
         """
         needs = Needs.of(criteria or [self.options.criterion])
@@ -111,7 +114,8 @@ class Observer:
             if recorders is None or contributions or gradients is not None:
                 with self.runner.progress(int(sample.images.sum()), description) as advance:
                     for images in sample:
-                        self._measure_batch(images, recorded, recorders is None, attribution if contributions else None)
+                        measured_with = attribution if contributions else None
+                        self._measure_batch(images, recorded, recorders is None, measured_with, examples)
                         if gradients is not None:
                             gradients.add(images)
                         for _ in range(len(images.groups)):
@@ -141,13 +145,14 @@ class Observer:
         recorders: Mapping[str, UnitRecorder],
         record: bool,
         attribution: Attribution | None,
+        examples: ExampleCollector | None,
     ) -> None:
         def take(layer: UnitLayer, maps: Tensor) -> None:
             if record:
                 recorders[layer.name].update(maps, images.groups, images.halves)
 
         if attribution is not None:
-            attribution.add(images, take)
+            attribution.add(images, take, examples)
         elif record:
             with UnitTap(self.runner.model, self.layers, take):
                 self.runner.forward(images.inputs)
@@ -189,7 +194,7 @@ class _Gradients:
             return tapped[layer.name]
 
         with torch.enable_grad(), UnitTap(observer.runner.model, observer.layers, keep):
-            loss, _ = score_fn(observer.runner.forward(images.inputs), images.targets)
+            loss = score_fn(observer.runner.forward(images.inputs), images.targets)[0]
             gradients = torch.autograd.grad(loss.sum(), list(tapped.values()), allow_unused=True)
         place = images.halves * observer.num_classes + images.groups
         for (name, maps), gradient in zip(tapped.items(), gradients, strict=True):

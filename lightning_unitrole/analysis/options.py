@@ -9,6 +9,7 @@ from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar, get_args
 
 from lightning_unitrole.ablation.scores import ScoreFn
+from lightning_unitrole.ablation.tasks import Task
 from lightning_unitrole.data.batches import BatchFn, GroupFn
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.ranking.criteria import Criterion, resolve_criterion
@@ -55,15 +56,19 @@ class AnalysisOptions:
         class_curves: measure a curve for each class, and all curves on training images too. Always so with
             ``roles="turning_point"``.
         num_classes: number of classes; taken from the width of the model's output when left out.
-        class_names: a name for each class, in the order of their indices.
+        class_names: a name for each class, in the order of their indices; taken from the training dataset's ``classes``
+            when left out, where it has as many.
         max_birth: largest birth point that is told apart.
         max_density: share of the edges that enter the filtration.
         backend: topology backend, see :func:`~lightning_unitrole.topology.birth_points`.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"``, ``"regression"`` or ``"segmentation"``; see
+            :mod:`~lightning_unitrole.ablation.tasks`. Seen from outputs and targets, or from the loss that
+            ``validation_step`` computes, when left out.
         batch_fn: function from a batch to ``(inputs, targets)``.
         group_fn: function from a batch's targets to ``[B]`` group indices, to group images by something other than
             their label; needs ``num_classes`` or ``class_names``.
-        score_fn: function from outputs and targets to the loss ``[B]`` and the score ``[B]`` of each image, for tasks
-            other than single-label classification.
+        score_fn: function from outputs and targets to the loss ``[B]`` and the score ``[B]`` of each image, and if it
+            likes the margin ``[B]`` that contributions are measured of, for anything that is none of the tasks.
 
     Raises:
         SettingError: if a value is out of range.
@@ -84,6 +89,7 @@ class AnalysisOptions:
     max_birth: int = 50
     max_density: float = 0.8
     backend: BackendName = "auto"
+    task: Task | None = None
     batch_fn: BatchFn | None = None
     group_fn: GroupFn | None = None
     score_fn: ScoreFn | None = None
@@ -108,6 +114,8 @@ class AnalysisOptions:
             raise SettingError(f"max_density={self.max_density!r}; expected a number above 0 and at most 1.")
         for name, choices in (("roles", Roles), ("effects", MeasuredEffects), ("off", Off)):
             check_choice(name, getattr(self, name), get_args(choices))
+        if self.task is not None:
+            check_choice("task", self.task, get_args(Task))
         check_choice("backend", self.backend, BACKENDS)
         if isinstance(self.class_names, str):
             raise SettingError(

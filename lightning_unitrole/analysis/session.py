@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from lightning_unitrole.ablation import (
     classification_score,
     first_tensor,
 )
+from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.rules import with_rules
 from lightning_unitrole.analysis.statistics import UnitRecorder
 from lightning_unitrole.data.batches import split_batch
 from lightning_unitrole.data.loaders import DataSource
@@ -26,6 +29,7 @@ from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample, Samples
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import map_tensors
 from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
@@ -63,6 +67,8 @@ class AnalysisSession:
         runner: runs the model.
         options: what to analyse and how.
         batch: any batch, already on the model's device; two images are enough.
+        class_names: what the data call their classes, for where the options do not; passed over where it does not fit.
+        more: reads a larger batch, which is looked at where two images do not tell the task.
 
     Attributes:
         layers: the chosen layers, in the order in which the model runs them.
@@ -70,6 +76,7 @@ class AnalysisSession:
         num_classes: number of classes or groups.
         class_names: a name for each.
         example_inputs: the inputs of ``batch``.
+        task: what the network is taken to do, in one line; None for single-label classification.
         observer: runs images through the model and gathers what is asked for.
 
     Raises:
@@ -78,17 +85,30 @@ class AnalysisSession:
         BackendError: if the topology backend cannot run on the model's device.
     """
 
-    def __init__(self, runner: Runner, options: AnalysisOptions, batch: Any) -> None:
-        self.runner, self.options = runner, options
+    def __init__(
+        self,
+        runner: Runner,
+        options: AnalysisOptions,
+        batch: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        more: Callable[[], Any] | None = None,
+    ) -> None:
+        self.runner = runner
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
-        self.example_inputs, _ = split_batch(batch, options.batch_fn)
+        self.example_inputs, targets = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
+            outputs = runner.forward(map_tensors(self.example_inputs, torch.clone))
+            options, self.task = with_rules(options, outputs, targets, more)
+            self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
-            self.num_classes = self._count_classes()
-        names = options.class_names or [str(index) for index in range(self.num_classes)]
+            self.num_classes = self._count_classes(outputs)
+        if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
+            class_names = [str(index) for index in range(self.num_classes)]
+        names = options.class_names or class_names
         self.class_names = tuple(str(name) for name in names)
         self.observer = Observer(runner, options, self.layers, self.num_classes)
 
@@ -101,6 +121,22 @@ class AnalysisSession:
     def roles_by_contribution(self) -> bool:
         """Whether roles come from contributions; without ablation there are no roles."""
         return self.options.roles == "contribution" and bool(self.options.ablation_points)
+
+    def most_passes(self) -> int:
+        """Forward passes of one image, at most, that a report takes; a backward pass counts as two.
+
+        Most of them run only what lies behind a layer, so that the time is well below that of so many whole passes.
+        """
+        options, images = self.options, 2 * self.images_per_class * self.num_classes
+        published, overall = map(sum, zip(*(self.curves(layer).most_passes() for layer in self.layers), strict=True))
+        passes = images
+        if not self.roles_by_contribution or options.class_curves:
+            passes += images * published
+        if self.roles_by_contribution:
+            single = sum(layer.num_units for layer in self.layers) if options.effects == "removal" else 0
+            passes += images * (3 * options.contribution_steps * len(self.layers) + single)
+            passes += options.curve_images * self.num_classes * overall
+        return passes
 
     def probe(self, source: DataSource, *, name: str, held_out: bool = False) -> Probe:
         """The first images of each class of a data source.
@@ -157,6 +193,7 @@ class AnalysisSession:
         samples: Samples,
         *,
         recorders: Mapping[str, UnitRecorder] | None = None,
+        examples: bool = False,
         epoch: int = 0,
         global_step: int = 0,
     ) -> UnitReport:
@@ -165,13 +202,23 @@ class AnalysisSession:
         Args:
             samples: the images.
             recorders: what a validation loop recorded of the validation images already.
+            examples: keep the images that units contribute most to and respond to most; only with roles by
+                contribution.
             epoch: epoch of the trainer.
             global_step: optimizer steps taken so far.
         """
         by_contribution = self.roles_by_contribution
         removal = by_contribution and self.options.effects == "removal"
-        train = self.observer.measure(samples.train, contributions=by_contribution, removal=removal)
-        val = self.observer.measure(samples.val, recorders=recorders, contributions=by_contribution, removal=removal)
+        kept = {
+            split: ExampleCollector(
+                self.runner, self.layers, int(sample.images.sum()), self.example_inputs, twins=split == "val"
+            )
+            for split, sample in (("train", samples.train), ("val", samples.val))
+            if examples and by_contribution
+        }
+        measure = partial(self.observer.measure, contributions=by_contribution, removal=removal)
+        train = measure(samples.train, examples=kept.get("train"))
+        val = measure(samples.val, recorders=recorders, examples=kept.get("val"))
         layers = {}
         steps = len(self.layers) if self.options.ablation_points else 0
         with self.runner.undisturbed(), self.runner.progress(steps, "Unit roles: ablation") as advance:
@@ -190,6 +237,7 @@ class AnalysisSession:
             epoch=epoch,
             global_step=global_step,
             role_definition=self.options.roles,
+            examples={split: collector.result() for split, collector in kept.items()},
         )
 
     def _by_turning_point(self, layer: UnitLayer, train: Measured, val: Measured, samples: Samples) -> LayerReport:
@@ -304,7 +352,7 @@ class AnalysisSession:
         found = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has float64
         with self.runner.undisturbed():
             for images in sample:
-                _, score = score_fn(self.runner.forward(images.inputs), images.targets)
+                score = score_fn(self.runner.forward(images.inputs), images.targets)[1]
                 found += torch.tensor([float(score.sum()), len(score)], dtype=torch.float64)
         right, images_seen = self.runner.total(found).tolist()
         return right / images_seen if images_seen else math.nan
@@ -321,15 +369,15 @@ class AnalysisSession:
             if max(layer.map_size) < smallest and layer.map_size not in sizes
         }
 
-    def _count_classes(self) -> int:
+    def _count_classes(self, outputs: Any) -> int:
         if self.options.class_names is not None:
             return len(self.options.class_names)
         if self.options.num_classes is not None:
             return self.options.num_classes
-        outputs = first_tensor(self.runner.forward(self.example_inputs))
-        if outputs.ndim != 2:
+        logits = first_tensor(outputs)
+        if logits.ndim != 2:
             raise DataError(
-                f"The model's output has shape {list(outputs.shape)}; expected [images, classes] to see the number of "
+                f"The model's output has shape {list(logits.shape)}; expected [images, classes] to see the number of "
                 "classes. Pass num_classes=."
             )
-        return int(outputs.shape[1])
+        return int(logits.shape[1])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_unitrole.analysis.advice import (
+    announcement,
     left_out_images,
     misleading_layers,
     misleading_ranking,
@@ -26,23 +28,31 @@ from lightning_unitrole.analysis.advice import (
 )
 from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
 from lightning_unitrole.analysis.stream import LiveRecording
-from lightning_unitrole.callbacks.faults import in_words, where
-from lightning_unitrole.callbacks.pace import Pace
-from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis
+from lightning_unitrole.callbacks.faults import in_words, together, where
+from lightning_unitrole.callbacks.keeping import KeepsReports
+from lightning_unitrole.callbacks.pace import Pace, Turns
+from lightning_unitrole.callbacks.surroundings import (
+    averages_at_the_end,
+    checksum,
+    is_waited_for,
+    no_report,
+    setting_name,
+    stand_before_averaging,
+)
+from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars
-from lightning_unitrole.loggers.tensorboard import ReportLogger
-from lightning_unitrole.network.tracing import module_of
+from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
+from lightning_unitrole.network.isolation import is_lazy
+from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
 
 STATE_VERSION = 2
-HISTORY_BYTES = 64 * 2**20
-"""Memory that earlier reports may take; the oldest are let go."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +60,7 @@ When = Literal["never", "suspect", "end", "every"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnitRoleMonitor(AnalysisOptions, pl.Callback):
+class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     """Shows, while a network trains, what each of its units is good for.
 
     At the end of the validation epochs that it analyses, the monitor looks at the same number of training and of
@@ -58,8 +68,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     layer, measures what each of them contributes to the network's answers, switches them off one after another, and
     sorts them into the four roles of :class:`~lightning_unitrole.reports.roles.UnitRole`. Scalars go to every logger of
     the trainer, figures and charts to TensorBoard; the keys are listed in :mod:`lightning_unitrole.loggers.scalars`.
-    The scalars are in
-    ``trainer.callback_metrics`` too, so that other callbacks can monitor them.
+    The scalars are in ``trainer.callback_metrics`` too, so that other callbacks can monitor them.
 
     Training is not disturbed: with and without the monitor a run ends with the same weights, bit for bit. A fault
     in the analysis is reported once as a warning and training goes on; a wrong setting is an error at the start.
@@ -82,6 +91,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
+        log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
+            megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.
@@ -102,8 +113,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     val_dataloader_idx: int = 0
     compare_criteria: When = "never"
     log_figures: bool = True
-    report: UnitReport | None = field(init=False, default=None)
-    history: list[UnitReport] = field(init=False, default_factory=list)
+    log_images: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +126,9 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         check_choice("compare_criteria", self.compare_criteria, get_args(When))
         check_callable("forward_fn", self.forward_fn)
         self._analysis = self._make_analysis()
+        KeepsReports.__init__(self)
+        self._turns = Turns()
+        self._weights = math.nan
         self._pace = Pace(self.budget)
         self._samples: Samples | None = None
         self._recording: LiveRecording | None = None
@@ -141,7 +154,11 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def state_key(self) -> str:
         """Distinct for monitors that differ in any setting."""
         return self._generate_state_key(
-            **{one.name: _setting_name(getattr(self, one.name)) for one in fields(self) if one.init}
+            **{
+                one.name: setting_name(getattr(self, one.name))
+                for one in fields(self)
+                if one.name != "task" or self.task
+            }
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,21 +186,14 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
-        names = [self.layers] if isinstance(self.layers, str) else list(self.layers)
-        modules = dict(pl_module.named_modules())
-        for name in names:
-            if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
-                weighted = [
-                    key for key, module in modules.items() if isinstance(getattr(module, "weight", None), Tensor)
-                ]
-                convolutions = [key for key in weighted if modules[key].weight.ndim == 4]
-                raise SettingError(
-                    f"layers names {name!r}, which is not a module of {type(pl_module).__name__}. Its convolutions "
-                    f"are: {', '.join(convolutions) or 'none'}."
-                )
-        self._analysis = self._make_analysis()
-        if stage == "fit" and trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
-            self.report, self.history, self._before = None, [], {}
+        check_layer_names(self.layers, pl_module)
+        stand_before_averaging(self, trainer)
+        self._analysis.renew()
+        other = self.is_of_another(pl_module)
+        # Another model or another fit; a checkpoint's state is loaded after this.
+        if other or (stage == "fit" and trainer.current_epoch == 0):
+            self.forget_reports()
+            self._before = {}
             self._logs = ReportLogger(figures=self.log_figures)
             self._pace.forget()
 
@@ -193,9 +203,15 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
             self._warn_once(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
+        self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
+        if is_lazy(pl_module):
+            return  # until the training has made its parameters
         with self._going_on(trainer):
-            self._analysis.session(trainer, pl_module)
+            session = self._analysis.session(trainer, pl_module)
+            images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size
+            if math.isfinite(images):
+                rank_zero_info(announcement(session, images))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start tapping, where this epoch is analysed."""
@@ -233,11 +249,24 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Analyse the network as it ends, and say so where the ranking turned out hardly better than a random order."""
-        unseen = self.report is not None and self.report.global_step != trainer.global_step
-        if self.every_n_epochs == "auto" and unseen:
-            self._analyse(trainer, pl_module, None)
+        if not averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, of a network that averaging has given its last weights by now."""
+        if averages_at_the_end(trainer):
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        report = self.report
+        if self.every_n_epochs == "auto" and report is not None:
+            other_weights = averages_at_the_end(trainer) and self._weights != checksum(pl_module)
+            if other_weights or report.global_step != trainer.global_step:
+                self._analyse(trainer, pl_module, None)
         with self._going_on(trainer):
             self._question_ranking(trainer)
+        if report is None and not self._warned:
+            rank_zero_info(no_report(trainer, self.every_n_epochs))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Question the ranking after ``trainer.validate`` too."""
@@ -252,6 +281,8 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and no reference to the model and the data."""
         self.forget_layers()
+        if trainer.is_global_zero:
+            self.leave_reports()
 
     def _stop_recording(self) -> None:
         self._due = False
@@ -263,13 +294,11 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         if trainer.state.fn != "fit":
             return True
         epoch = trainer.current_epoch
+        if self.report is None and is_waited_for(trainer):
+            return True
         if isinstance(self.every_n_epochs, int):
-            return (epoch + 1) % self.every_n_epochs == 0
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        interval = 1
-        if self._pace.analysis is not None:
-            interval = self._pace.interval(self._pace.epoch_seconds(epoch), self._pace.analysis, epochs)
-        due = self._pace.due(epoch, epochs, interval)
+            return self._turns.due(epoch, self.every_n_epochs)
+        due = self._pace.due(epoch, _epochs(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
 
@@ -280,7 +309,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 report = self._make_report(trainer, pl_module, recording)
                 self._log_report(trainer, report)
             if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
-                self._announce(trainer)
+                rank_zero_info(self._pace.in_words(trainer.current_epoch, _epochs(trainer)))
             if self.compare_criteria == "every":
                 self._compare(trainer)
 
@@ -298,6 +327,7 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         report = session.report(
             self._samples,
             recorders=None if recording is None else recording.recorders,
+            examples=self.log_images and any(map(is_tensorboard, trainer.loggers)),
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
@@ -307,13 +337,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
-        if self.report is not None:
-            self.history.append(self.report)
-            while self.history and sum(one.num_bytes for one in self.history) > HISTORY_BYTES:
-                del self.history[0]
-        before, self.report = self._before, report
+        self.keep(report)
+        before, self._weights = self._before, checksum(trainer.lightning_module)
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before)
+        scalars = report_scalars(report, before=before, former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)
@@ -325,16 +352,6 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 original_units=original_widths(removals),
                 on_fault=partial(self._warn_of_fault, trainer),
             )
-
-    def _announce(self, trainer: pl.Trainer) -> None:
-        epoch_seconds, analysis = self._pace.epoch_seconds(trainer.current_epoch), self._pace.analysis or 0.0
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        interval = self._pace.interval(epoch_seconds, analysis, epochs)
-        every = "each epoch is analysed" if interval == 1 else f"one epoch in {interval} is analysed, and the last"
-        rank_zero_info(
-            f"One analysis of unit roles takes {analysis:.1f} s, {analysis / max(epoch_seconds, 1e-9):.2f} of a "
-            f"training epoch. With budget={self.budget:g}, {every}."
-        )
 
     def _compare(self, trainer: pl.Trainer, layers: list[str] | None = None) -> CriteriaComparison:
         if self._samples is None or self.report is None:
@@ -382,9 +399,10 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
 
     @contextmanager
     def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Turn a fault of the analysis into a warning; a wrong setting stays an error."""
+        """Turn a fault of the analysis, in any process, into a warning; a wrong setting stays an error."""
         try:
-            yield
+            with together(trainer):
+                yield
         except (SettingError, BackendError, Warning):
             raise
         except Exception as error:
@@ -400,12 +418,6 @@ class UnitRoleMonitor(AnalysisOptions, pl.Callback):
                 )
 
 
-def _setting_name(value: Any) -> Any:
-    """A setting as what tells it from another, the same in each run."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Callable):  # type: ignore[arg-type]
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if isinstance(value, (list, tuple)):
-        return [_setting_name(item) for item in value]
-    return type(value).__qualname__
+def _epochs(trainer: pl.Trainer) -> int | None:
+    """Epochs of the whole training, if the trainer knows."""
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None

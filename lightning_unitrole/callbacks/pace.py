@@ -65,14 +65,54 @@ class Pace:
         affordable = max(2, int(self.budget * epochs / max(cost, 1e-9) + 1e-9))  # rounding costs no analysis
         return max(1, math.ceil((epochs - 1) / (affordable - 1)))
 
-    def due(self, epoch: int, epochs: int | None, interval: int) -> bool:
-        """Whether an epoch is to be analysed."""
-        if self._last_epoch is None:
+    def due(self, epoch: int, epochs: int | None) -> bool:
+        """Whether an epoch is to be analysed.
+
+        Args:
+            epoch: the epoch, counted from 0.
+            epochs: epochs of the whole training; None if nobody knows.
+        """
+        if self._last_epoch is None or self.analysis is None:
             return True
         if epoch == self._last_epoch:
             return False
+        interval = self.interval(self.epoch_seconds(epoch), self.analysis, epochs)
         return epoch - self._last_epoch >= interval or epoch + 1 == epochs
+
+    def in_words(self, epoch: int, epochs: int | None) -> str:
+        """What an analysis takes, and how many there will be; after the first one."""
+        epoch_seconds, analysis = self.epoch_seconds(epoch), self.analysis or 0.0
+        interval = self.interval(epoch_seconds, analysis, epochs)
+        every = "each epoch is analysed" if interval == 1 else f"one epoch in {interval} is analysed, and the last"
+        return (
+            f"One analysis of unit roles takes {analysis:.1f} s, {analysis / max(epoch_seconds, 1e-9):.2f} of a "
+            f"training epoch. With budget={self.budget:g}, {every}."
+        )
 
     def forget(self) -> None:
         """Begin a new run."""
         self.analysis = self._last_epoch = self._started = None
+
+
+class Turns:
+    """Every n-th epoch; where that one is not validated, the next that is."""
+
+    def __init__(self) -> None:
+        self._validated: int | None = None
+
+    def start(self, epoch: int) -> None:
+        """Say that training starts, or goes on, with an epoch."""
+        self._validated = epoch - 1
+
+    def due(self, epoch: int, every: int) -> bool:
+        """Whether a validation run in this epoch, counted from 0, is to be analysed.
+
+        Example:
+            >>> turns = Turns()
+            >>> turns.start(0)
+            >>> [epoch for epoch in (1, 3, 5, 7, 9) if turns.due(epoch, 3)]
+            [3, 5, 9]
+        """
+        before, self._validated = self._validated, epoch
+        done = epoch if before is None or before == epoch else before + 1
+        return (epoch + 1) // every > done // every

@@ -7,14 +7,14 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 
-from lightning_unitrole.callbacks.faults import in_words, where
+from lightning_unitrole.callbacks.faults import PeerFaultError, ask_peers, in_words, together, where
 from lightning_unitrole.callbacks.measuring import Measuring, callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.pruning.equivalence import remove_checked
@@ -101,8 +101,10 @@ class Pruner(Measuring):
         """Measure, choose, and remove or mask; False where nothing was done."""
         plan: _Plan | None = None
         with self._going_on(trainer, "Units to prune could not be chosen"):
-            plan = self._plan(trainer, pl_module, epoch)
-        if not _all_agree(trainer, plan is not None) or plan is None:
+            found = self._plan(trainer, pl_module, epoch)
+            ask_peers(trainer)
+            plan = found
+        if plan is None:
             return False
         # Every process measures the same; this makes sure that all prune the same.
         choice: dict[str, list[int]] = trainer.strategy.broadcast(plan.choice)
@@ -116,7 +118,8 @@ class Pruner(Measuring):
             if removal.kept and self.mode == "remove":
                 self._remove(trainer, pl_module, removal)
             elif removal.kept:
-                self._put_mask(pl_module, removal)
+                self._put_mask(trainer, pl_module, removal)
+            ask_peers(trainer)
             done = True
         if not done or now is None:
             return False
@@ -201,36 +204,37 @@ class Pruner(Measuring):
     def _remove(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         """Take units out of the network and out of the memory of the optimizers; all of it or nothing."""
         change: Change | None = None
+        earlier = removals_of(pl_module)
         try:
             names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
             check_optimizers(trainer.optimizers, names, removal)
             session = self._trainer_analysis(trainer).session(trainer, pl_module)
             with torch.inference_mode(False):
                 change = remove_checked(session.runner.forward, pl_module, removal, session.example_inputs)
-        finally:
-            agreed = _all_agree(trainer, change is not None)
-            if change is not None and not agreed:
-                change.undo()
-        assert change is not None
-        if not agreed:
-            raise RuntimeError("the removal failed in another process")
-        earlier = removals_of(pl_module)
-        try:
+            put_in_optimizers = carry_over(trainer.optimizers, change)
             record_removals(pl_module, [*earlier, removal], self._original)
-            carry_over(trainer.optimizers, change)
+            ask_peers(trainer)
         except BaseException:
-            change.undo()
-            record_removals(pl_module, earlier, self._original)
+            if change is not None:
+                change.undo()
+                record_removals(pl_module, earlier, self._original)
             raise
+        put_in_optimizers()
         with self._going_on(trainer, "After a removal not everything could be told of it"):
             self._model_changed(trainer, pl_module)
 
-    def _put_mask(self, pl_module: pl.LightningModule, removal: Removal) -> None:
+    def _put_mask(self, trainer: pl.Trainer, pl_module: pl.LightningModule, removal: Removal) -> None:
         mask, old = UnitMask(pl_module, removal), self._mask
         if old is not None:  # the new mask is to bring back what the old one took
             mask.put_back()
             old.restore()
             mask.take()
+        try:
+            ask_peers(trainer)
+        except PeerFaultError:
+            mask.restore()
+            self._mask = None if self._masked is None else UnitMask(pl_module, self._masked)
+            raise
         self._mask, self._masked = mask, removal
         if mask.hooks:
             _recompile()
@@ -262,14 +266,25 @@ class Pruner(Measuring):
             scalars = pruning_scalars(report, step=trainer.global_step)
             trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         for logger in trainer.loggers if trainer.is_global_zero else ():
-            with self._going_on(trainer, f"What was pruned could not be logged by {type(logger).__name__}"):
+            what = f"What was pruned could not be logged by {type(logger).__name__}"
+            with self._going_on(trainer, what, alone=True):
                 log_pruning(report, [logger], epoch=trainer.current_epoch, step=trainer.global_step)
 
     @contextmanager
-    def _going_on(self, trainer: pl.Trainer, what: str, *, wrong: type[Exception] = Warning) -> Iterator[None]:
-        """Turn a fault into a warning, once for each place; warnings and errors of type ``wrong`` pass."""
+    def _going_on(
+        self, trainer: pl.Trainer, what: str, *, wrong: type[Exception] = Warning, alone: bool = False
+    ) -> Iterator[None]:
+        """Turn a fault, in any process, into a warning, once for each place.
+
+        Args:
+            trainer: the trainer.
+            what: what went wrong then.
+            wrong: type of errors that pass, as warnings do.
+            alone: whether only some of the processes do this.
+        """
         try:
-            yield
+            with nullcontext() if alone else together(trainer):
+                yield
         except (Warning, wrong):
             raise
         except Exception as error:
@@ -281,11 +296,6 @@ class Pruner(Measuring):
             if kind not in self._warned and trainer.is_global_zero:
                 self._warned.add(kind)
                 warnings.warn(f"{what}, and training goes on. {in_words(error, logger=__name__)}", stacklevel=3)
-
-
-def _all_agree(trainer: pl.Trainer, done: bool) -> bool:
-    """Whether something was done in every process."""
-    return bool(trainer.strategy.reduce_boolean_decision(done))
 
 
 def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:

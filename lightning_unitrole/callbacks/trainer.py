@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import CombinedLoader
+from pytorch_lightning.utilities import CombinedLoader, rank_zero_info
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.callbacks.faults import ask_peers
 from lightning_unitrole.callbacks.progress import trainer_progress
-from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, first_batch
+from lightning_unitrole.callbacks.step import StepReading, read_step
+from lightning_unitrole.data.batches import split_batch
+from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, class_names_behind, first_batch
+from lightning_unitrole.data.mixing import unmixed
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.report import UnitReport
 
 ForwardFn = Callable[[Any, Any], Any]
@@ -29,11 +35,15 @@ NOTHING_TO_VALIDATE = (
     "There is no validation batch, so UnitRoleMonitor has nothing to analyse. Pass validation data to fit; if you do, "
     "check that they are not empty and that limit_val_batches is not 0."
 )
+_TOLD_BY = 64
+"""Training images by which the task is told where two do not suffice."""
 _COLLECTIONS = (list, tuple, dict, CombinedLoader)
 
 
 class TrainerRunner(Runner):
     """Runs a LightningModule as its trainer does: precision, device and processes are the trainer's.
+
+    Several processes use it inside of :func:`~lightning_unitrole.callbacks.faults.together`.
 
     Args:
         trainer: the trainer.
@@ -66,6 +76,7 @@ class TrainerRunner(Runner):
         """``values`` summed over processes."""
         if self.shards == 1:
             return values
+        ask_peers(self._trainer)
         on_device = values.to(self.device, copy=True)
         torch.distributed.all_reduce(on_device)
         return on_device
@@ -74,6 +85,7 @@ class TrainerRunner(Runner):
         """``values`` ``[B]`` of every process as ``[processes, B]``."""
         if self.shards == 1:
             return values.unsqueeze(0)
+        ask_peers(self._trainer)
         gathered = self._trainer.strategy.all_gather(values)
         return gathered if isinstance(gathered, Tensor) else torch.stack(gathered)
 
@@ -108,7 +120,21 @@ def validation_loaders(trainer: Any) -> list[Any]:
     loaders = trainer.val_dataloaders
     if loaders is None:
         return []
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    return list(_flattened(loaders))
+
+
+def _flattened(loaders: Any) -> Iterator[Any]:
+    """Loaders in nested lists and dicts, in the order of Lightning's ``dataloader_idx``."""
+    if isinstance(loaders, CombinedLoader):
+        yield from loaders.flattened
+    elif isinstance(loaders, Mapping):
+        for one in loaders.values():
+            yield from _flattened(one)
+    elif isinstance(loaders, (list, tuple)):
+        for one in loaders:
+            yield from _flattened(one)
+    else:
+        yield loaders
 
 
 def training_data(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
@@ -157,6 +183,8 @@ class TrainerAnalysis:
         self._session: AnalysisSession | None = None
         self._train_probe: Probe | None = None
         self._checked = False
+        self._announced: str | None = None
+        self._seen: weakref.ref[Any] | None = None
 
     def session(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AnalysisSession:
         """The session of the model as it is.
@@ -165,8 +193,8 @@ class TrainerAnalysis:
             SettingError: if a setting does not fit the model or the data.
         """
         if self._session is None:
-            source = self._train_data if self._train_data is not None else training_data(trainer, pl_module)
-            runner = TrainerRunner(trainer, pl_module, self._forward_fn)
+            source = self._training_source(trainer, pl_module)
+            runner, options = TrainerRunner(trainer, pl_module, self._forward_fn), self.options
             if not self._checked:
                 # Only now: what is found unreadable later is a fault, which must not end the training.
                 self._checked = True
@@ -176,9 +204,33 @@ class TrainerAnalysis:
             with torch.inference_mode(False):
                 with runner.undisturbed():  # handing a batch over may run hooks of the module
                     batch = runner.transfer(batch)
-                self._session = AnalysisSession(runner, self.options, batch)
+                    reading = self._read_step(pl_module, batch)
+                if reading is not None:
+                    runner = TrainerRunner(trainer, pl_module, lambda module, batch: reading.forward(batch))
+                    options = reading.options(options)
+                more = partial(first_batch, as_batches(source, name="training"), name="training", size=_TOLD_BY)
+                names = class_names_behind(source)
+                self._session = AnalysisSession(runner, options, batch, names, more=more)
+                source = unmixed(source, batch, partial(split_batch, batch_fn=options.batch_fn))
             self._train_probe = self._session.probe(source, name="training")
+            if self._session.task not in (None, self._announced):
+                self._announced = self._session.task
+                rank_zero_info(self._announced)
         return self._session
+
+    def _training_source(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DataSource:
+        if self._train_data is not None:
+            return self._train_data
+        seen = None if self._seen is None or trainer.state.fn == "fit" else self._seen()
+        source: DataSource = training_data(trainer, pl_module) if seen is None else seen
+        self._seen = weakref.ref(source) if isinstance(source, (DataLoader, Dataset)) else None
+        return source
+
+    def _read_step(self, pl_module: pl.LightningModule, batch: Any) -> StepReading | None:
+        options = self.options
+        if self._forward_fn is not None or options.batch_fn is not None or options.score_fn is not None:
+            return None
+        return read_step(pl_module, batch, dataloader_idx=self._val_index)
 
     def train_probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Probe:
         """The training images; which they are is found out once."""
@@ -204,6 +256,28 @@ class TrainerAnalysis:
                 session.samples(*probes), epoch=trainer.current_epoch, global_step=trainer.global_step
             )
 
+    def renew(self) -> None:
+        """Begin another run of the trainer; the training data of the one before are remembered while they live."""
+        self.forget()
+        self._checked, self._announced = False, None
+
     def forget(self) -> None:
         """Find the layers again when they are next needed: the model or the data have changed."""
         self._session = self._train_probe = None
+
+
+def check_layer_names(layers: str | Sequence[str], module: nn.Module) -> None:
+    """Refuse names that no module has; patterns may match nothing.
+
+    Raises:
+        SettingError: if a name is not a module of ``module``.
+    """
+    modules = dict(module.named_modules())
+    for name in [layers] if isinstance(layers, str) else layers:
+        if name not in ("auto", "all") and not set(name) & set("*?[") and module_of(name) not in modules:
+            weights = {key: getattr(one, "weight", None) for key, one in modules.items()}
+            found = [key for key, one in weights.items() if isinstance(one, Tensor) and one.ndim == 4]
+            raise SettingError(
+                f"layers names {name!r}, which is not a module of {type(module).__name__}. Its convolutions are: "
+                f"{', '.join(found) or 'none'}."
+            )

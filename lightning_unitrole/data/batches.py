@@ -50,11 +50,32 @@ def split_batch(batch: Any, batch_fn: BatchFn | None = None) -> tuple[Any, Any]:
     raise DataError(f"A batch is {describe(batch)}, which has no labels; expected (inputs, targets). {advice}")
 
 
+def is_soft(targets: Any) -> bool:
+    """Whether targets are probabilities ``[B, C]`` of the classes, as MixUp and CutMix make them, or one-hot."""
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+        return False
+    return targets.dim() == 2 and targets.shape[1] > 1 and sums_to_one(targets)
+
+
+def class_indices(targets: Any) -> Any:
+    """``[B]`` class indices: the likeliest class of soft labels, and labels ``[B, 1]`` without their last dimension."""
+    if is_soft(targets):
+        return targets.argmax(1)
+    if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] == 1:
+        targets = targets.squeeze(1)
+    return targets
+
+
+def sums_to_one(targets: Tensor) -> bool:
+    """Whether every row ``[B, C]`` of targets sums to one, and nothing in it is negative."""
+    return bool((targets >= 0).all()) and bool(((targets.double().sum(1) - 1).abs() < 1e-3).all())
+
+
 def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: GroupFn | None = None) -> Tensor:
     """Group of each image of a batch: its label, or what ``group_fn`` makes of it.
 
     Args:
-        targets: the batch's targets; without ``group_fn``, ``[B]`` class indices.
+        targets: the batch's targets; without ``group_fn``, ``[B]`` class indices, or soft labels ``[B, C]``.
         batch_size: number ``B`` of images in the batch.
         num_groups: number of classes or groups.
         group_fn: function from targets to ``[B]`` group indices.
@@ -65,7 +86,7 @@ def batch_groups(targets: Any, batch_size: int, num_groups: int, group_fn: Group
     Raises:
         DataError: if there are not exactly ``B`` integers from 0 to ``num_groups - 1``.
     """
-    groups = targets
+    groups = class_indices(targets) if group_fn is None else targets
     if group_fn is not None:
         with preserve_rng():
             groups = group_fn(targets)

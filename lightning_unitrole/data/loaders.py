@@ -330,6 +330,16 @@ def labels_behind(loader: DataLoader[Any]) -> Sequence[int] | None:
     return next(iter(worker), None)
 
 
+def class_names_behind(source: DataSource) -> list[str] | None:
+    """What a dataset calls its classes, as torchvision's do in ``classes``; None where it does not say, at once."""
+    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    found = inspect.getattr_static(dataset, "classes", None)  # runs no code of the dataset
+    named = isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found)
+    return list(found) if named else None
+
+
 def _are_computed(dataset: Any) -> bool:
     """Whether looking at the labels of a dataset runs code."""
     if isinstance(dataset, Subset):

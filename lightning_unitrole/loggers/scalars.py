@@ -1,30 +1,32 @@
 """From a report to scalars by key.
 
-Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``val``:
+Keys, with ``<layer>`` the name of a convolution and ``<split>`` ``train`` or ``val``. What stands before the first
+slash is the group under which TensorBoard shows a measure of all layers:
 
 =====================================================  =====================================================
-``unitrole/<layer>/role_share/both``                   share of the (class, unit) pairs, 0 to 1
-``unitrole/<layer>/role_share/train_only``             the same
-``unitrole/<layer>/role_share/val_only``               the same
-``unitrole/<layer>/role_share/neither``                the same
-``unitrole/<layer>/role_stability``                    share of the pairs with the role of the report before, 0 to 1
-``unitrole/<layer>/role_agreement``                    agreement of "helps" between halves of the images, kappa
-``unitrole/<layer>/differing_share``                   share of the pairs that contribute differently on training and on
+``unitrole_role_share/<layer>/both``                   share of the (class, unit) pairs, 0 to 1
+``unitrole_role_share/<layer>/train_only``             the same
+``unitrole_role_share/<layer>/val_only``               the same
+``unitrole_role_share/<layer>/neither``                the same
+``unitrole_role_stability/<layer>``                    share of the pairs with the role of the report before, 0 to 1
+``unitrole_role_agreement/<layer>``                    agreement of "helps" between halves of the images, kappa
+``unitrole_differing_share/<layer>``                   share of the pairs that contribute differently on training and on
                                                        validation images, 0 to 1: the sign of overfitting
-``unitrole/<layer>/unit_share/<effect>``               share of the units that, over all classes, ``helps`` or
+``unitrole_unit_share/<layer>/<effect>``               share of the units that, over all classes, ``helps`` or
                                                        ``hurts``, or with ``no_effect`` on any class, 0 to 1
-``unitrole/<layer>/removable``                         number of units that can go at no cost, as measured
-``unitrole/<layer>/feature_entropy/<split>``           mean over classes and units, nats
-``unitrole/<layer>/selective_rate/<split>``            mean share of images without a birth point, 0 to 1
-``unitrole/<layer>/ineffectiveness/<split>``           mean over classes and units, nats
-``unitrole/<layer>/rank_agreement/<split>``            rank correlation of the criterion between halves of the images
-``unitrole/<layer>/ranking_gap/<split>``               area between the ablation curves, -1 to 1
-``unitrole/<layer>/contribution_gap``                  area between the curve that switches off what contributes
+``unitrole_removable/<layer>``                         number of units that can go at no cost, as measured
+``unitrole_feature_entropy/<layer>/<split>``           mean over classes and units, nats
+``unitrole_selective_rate/<layer>/<split>``            mean share of images without a birth point, 0 to 1
+``unitrole_ineffectiveness/<layer>/<split>``           mean over classes and units, nats
+``unitrole_rank_agreement/<layer>/<split>``            rank correlation of the criterion between halves of the images
+``unitrole_ranking_gap/<layer>/<split>``               area between the ablation curves, -1 to 1
+``unitrole_contribution_gap/<layer>``                  area between the curve that switches off what contributes
                                                        least first and random ones, -1 to 1
 =====================================================  =====================================================
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
-not logged.
+not logged. In ``trainer.callback_metrics`` each has its name of earlier versions too, ``unitrole/<layer>/<measure>``
+and what follows, so that callbacks that monitor one go on working.
 """
 
 from __future__ import annotations
@@ -44,51 +46,70 @@ PREFIX = "unitrole"
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
 
 
-def report_scalars(report: UnitReport, *, before: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+def report_scalars(
+    report: UnitReport, *, before: Mapping[str, Tensor] | None = None, former: bool = False
+) -> dict[str, float]:
     """The scalars of a report by key; see the head of this module for their meaning and units.
 
     Args:
         report: the report.
         before: ``[C, U]`` roles of the report before it, by layer, to tell how stable they are.
+        former: under the names of earlier versions as well.
     """
-    scalars = dict(_scalars(report))
-    changes = role_changes(before or {}, report)
-    scalars |= {f"{PREFIX}/{name}/role_stability": stability(change) for name, change in changes.items()}
-    return {key: value for key, value in scalars.items() if math.isfinite(value)}
+    scalars = {}
+    for layer, measure, detail, value in _scalars(report, before or {}):
+        if math.isfinite(value):
+            scalars[scalar_key(measure, layer) + detail] = value
+            if former:
+                scalars[f"{PREFIX}/{layer}/{measure}{detail}"] = value
+    return scalars
 
 
-def _scalars(report: UnitReport) -> Iterator[tuple[str, float]]:
+def scalar_key(measure: str, layer: str) -> str:
+    """Where something about a layer is logged, in one group with the same of all others.
+
+    Example:
+        >>> scalar_key("ranking_gap", "layer1.0.conv2")
+        'unitrole_ranking_gap/layer1.0.conv2'
+    """
+    return f"{PREFIX}_{measure}/{layer}"
+
+
+def _scalars(report: UnitReport, before: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str, float]]:
+    """Layer, measure, what else is in the key, and value."""
     for name, layer in report.layers.items():
         for split in SPLITS:
             measured: SplitReport = getattr(layer, split)
             for measure in ("feature_entropy", "selective_rate", "ineffectiveness"):
                 values = finite_values(getattr(measured, measure.removeprefix("feature_")))
                 if len(values):
-                    yield f"{PREFIX}/{name}/{measure}/{split}", float(values.mean())
-            yield f"{PREFIX}/{name}/ranking_gap/{split}", measured.ranking_gap
-            yield f"{PREFIX}/{name}/rank_agreement/{split}", measured.rank_agreement
+                    yield name, measure, f"/{split}", float(values.mean())
+            yield name, "ranking_gap", f"/{split}", measured.ranking_gap
+            yield name, "rank_agreement", f"/{split}", measured.rank_agreement
         for role, share in layer.role_shares.items():
-            yield f"{PREFIX}/{name}/role_share/{role.name.lower()}", share
-        yield from ((f"{PREFIX}/{name}/{key}", value) for key, value in _effects(layer))
+            yield name, "role_share", f"/{role.name.lower()}", share
+        yield from ((name, *each) for each in _effects(layer))
+    for name, change in role_changes(before, report).items():
+        yield name, "role_stability", "", stability(change)
 
 
-def _effects(layer: LayerReport) -> Iterator[tuple[str, float]]:
-    yield "role_agreement", layer.agreement
-    yield "differing_share", layer.differing_share
-    yield "contribution_gap", layer.val.contribution_gap
+def _effects(layer: LayerReport) -> Iterator[tuple[str, str, float]]:
+    yield "role_agreement", "", layer.agreement
+    yield "differing_share", "", layer.differing_share
+    yield "contribution_gap", "", layer.val.contribution_gap
     if layer.check is not None:
-        yield "removable", float(len(layer.removable))
+        yield "removable", "", float(len(layer.removable))
     if layer.summary_effects is not None:
         for effect, key in ((HELPS, "helps"), (HURTS, "hurts")):
-            yield f"unit_share/{key}", layer.summary_effects.share(effect)
-        yield "unit_share/no_effect", float(layer.without_effect.double().mean())
+            yield "unit_share", f"/{key}", layer.summary_effects.share(effect)
+        yield "unit_share", "/no_effect", float(layer.without_effect.double().mean())
 
 
 def scalar_layout(layers: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Layout of TensorBoard's "Custom scalars" dashboard: one chart a layer with its four role shares."""
     return {
         "Unit roles": {
-            layer: ["Multiline", [f"{PREFIX}/{layer}/role_share/{role.name.lower()}" for role in _SHARES]]
+            layer: ["Multiline", [f"{scalar_key('role_share', layer)}/{role.name.lower()}" for role in _SHARES]]
             for layer in layers
         }
     }

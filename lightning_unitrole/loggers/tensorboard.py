@@ -1,9 +1,9 @@
 """Reports in TensorBoard: scalars, histograms, figures, texts, and the data of the tab "Unit roles".
 
-Besides the scalars of :mod:`lightning_unitrole.loggers.scalars`, under the same prefix: histograms
-``unitrole/<layer>/feature_entropy`` and ``unitrole/<layer>/ineffectiveness`` (validation), figures
-``unitrole/<layer>/ablation`` and ``unitrole/<layer>/roles`` and, where criteria are compared,
-``unitrole/<layer>/criteria``, the texts ``unitrole/report`` and ``unitrole/role_transitions``, a layout of the "Custom
+Besides the scalars of :mod:`lightning_unitrole.loggers.scalars`, grouped as they are: histograms
+``unitrole_feature_entropy/<layer>`` and ``unitrole_ineffectiveness/<layer>`` (validation), figures
+``unitrole_ablation/<layer>`` and ``unitrole_roles/<layer>`` and, where criteria are compared,
+``unitrole_criteria/<layer>``, the texts ``unitrole/report`` and ``unitrole/role_transitions``, a layout of the "Custom
 scalars" dashboard that puts the four role shares of a layer into one chart, and what the tab "Unit roles" shows.
 """
 
@@ -14,10 +14,18 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lightning_unitrole.loggers.figures import ablation_figure, criteria_figure, role_map_figure
-from lightning_unitrole.loggers.scalars import PREFIX, finite_values, report_scalars, role_changes, scalar_layout
+from lightning_unitrole.loggers.others import log_images, log_table
+from lightning_unitrole.loggers.scalars import (
+    PREFIX,
+    finite_values,
+    report_scalars,
+    role_changes,
+    scalar_key,
+    scalar_layout,
+)
 from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.curves import CriteriaComparison
+from lightning_unitrole.reports.figures import ablation_figure, criteria_figure, role_map_figure
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, stability
 from lightning_unitrole.reports.tables import markdown_table
@@ -59,7 +67,7 @@ class ReportLogger:
         original_units: Mapping[str, int] | None = None,
         on_fault: OnFault = raise_fault,
     ) -> None:
-        """Log a report; every logger gets the scalars, TensorBoard the rest too.
+        """Log a report; every logger gets the scalars and what it can show of the rest.
 
         Args:
             report: what to log.
@@ -75,6 +83,9 @@ class ReportLogger:
             name = type(logger).__name__
             attempt = _Attempts(name, on_fault)
             attempt("scalars", logger.log_metrics, {**scalars, "epoch": report.epoch}, step=report.global_step)
+            attempt("the table", log_table, report, logger)
+            if self.figures:
+                attempt("figures", log_images, report, logger)
             writer = _writer(logger)
             if writer is not None:
                 attempt("the tab", self._log_tab, report, writer, kept or {}, original_units or {})
@@ -105,7 +116,7 @@ class ReportLogger:
             if self.figures and writer is not None:
                 attempt = _Attempts(type(logger).__name__, on_fault)
                 for layer, curves in comparison.layers.items():
-                    tag = f"{PREFIX}/{layer}/criteria"
+                    tag = scalar_key("criteria", layer)
                     attempt("figures", lambda: writer.add_figure(tag, criteria_figure(layer, curves), step))  # noqa: B023
                 attempt("everything", writer.flush)
 
@@ -136,6 +147,11 @@ class _Attempts:
             self.on_fault(f"{what} of unit roles to {self.logger}", error)
 
 
+def is_tensorboard(logger: Any) -> bool:
+    """Whether a Lightning logger is one of TensorBoard, in every process alike."""
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
+
+
 def _writer(logger: Any) -> Any:
     """TensorBoard's writer; None for another logger."""
     writer = getattr(logger, "experiment", None)
@@ -156,16 +172,16 @@ def _log_histograms(report: UnitReport, writer: Any) -> None:
         for measure in ("feature_entropy", "ineffectiveness"):
             values = finite_values(getattr(layer.val, measure.removeprefix("feature_")))
             if len(values):
-                writer.add_histogram(f"{PREFIX}/{name}/{measure}", values.numpy(), report.global_step)
+                writer.add_histogram(scalar_key(measure, name), values.numpy(), report.global_step)
 
 
 def _log_figures(report: UnitReport, writer: Any) -> None:
     for name, layer in report.layers.items():
         if layer.val.curves:
-            writer.add_figure(f"{PREFIX}/{name}/ablation", ablation_figure(layer), report.global_step)
+            writer.add_figure(scalar_key("ablation", name), ablation_figure(layer), report.global_step)
         if layer.role_shares:
             figure = role_map_figure(layer, report.class_names)
-            writer.add_figure(f"{PREFIX}/{name}/roles", figure, report.global_step)
+            writer.add_figure(scalar_key("roles", name), figure, report.global_step)
 
 
 def _by_unit_layer(report: UnitReport, by_module: Mapping[str, Value]) -> dict[str, Value]:

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
-from lightning_unitrole.network.snapshot import (
+from lightning_unitrole.network.reachable import (
     Generator,
-    Snapshot,
     generator_states,
     is_generator,
     is_uninitialized,
     reachable,
     set_generator_states,
 )
+from lightning_unitrole.network.snapshot import Snapshot
 
 _guarded: dict[int, Snapshot] = {}
 """For each model that is being evaluated, by its ``id``, how it was before."""
@@ -131,6 +131,15 @@ def _put_back(weight: torch.Tensor, before: torch.Tensor) -> bool:
     return True
 
 
+def is_lazy(model: nn.Module) -> bool:
+    """Whether some parameters have yet to be made by a first forward pass."""
+    return any(_unmade(module) for module in model.modules())
+
+
+def _unmade(module: nn.Module) -> bool:
+    return any(map(is_uninitialized, (*module._parameters.values(), *module._buffers.values())))
+
+
 def refuse_lazy(model: nn.Module) -> None:
     """Refuse a model some of whose parameters are made, with random numbers, by its first forward pass.
 
@@ -138,7 +147,7 @@ def refuse_lazy(model: nn.Module) -> None:
         SettingError: if it has some.
     """
     for name, module in model.named_modules():
-        if any(map(is_uninitialized, (*module._parameters.values(), *module._buffers.values()))):
+        if _unmade(module):
             raise SettingError(
                 f"Module {name!r} is a {type(module).__name__} whose parameters are made by its first forward pass, "
                 "and that must not be one of the analysis: its random numbers would be other ones. Run a batch through "
@@ -234,7 +243,7 @@ class OwnRandomness:
 def find_generators(*roots: Any) -> list[Generator]:
     """Random number generators that can be reached from objects, such as the one of a dataset's transform.
 
-    See :func:`~lightning_unitrole.network.snapshot.reachable`.
+    See :func:`~lightning_unitrole.network.reachable.reachable`.
     """
     return [value for value in reachable(*roots) if is_generator(value)]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_unitrole.pruning.report import PruningReport
 from lightning_unitrole.reports.tables import markdown_table
+from lightning_unitrole.tensorboard_plugin.cuts import write_pruning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def pruning_scalars(report: PruningReport, *, step: int) -> dict[str, float]:
 
 
 def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, step: int) -> None:
-    """Log what pruning did so far; every logger gets the scalars, TensorBoard a chart of the widths and tables too.
+    """Log what pruning did so far; every logger gets the scalars, TensorBoard charts and tables too.
 
     Args:
         report: what to log.
@@ -51,6 +52,7 @@ def log_pruning(report: PruningReport, loggers: Iterable[Any], *, epoch: int, st
             tables = "\n\n".join(map(markdown_table, (report.rows(), report.step_rows(), report.layer_rows())))
             writer.add_text(f"{PREFIX}/report", tables, step)
             writer.add_figure(f"{PREFIX}/widths", widths_figure(report), step)
+            write_pruning(writer, report.state_dict(), epoch=epoch, step=step)
             writer.flush()
 
 

@@ -78,13 +78,13 @@ class UnitMask:
                 gradient.index_fill_(dim, indices.to(gradient.device), 0)
 
     def drop(self) -> None:
-        """Let go of the network and leave the zeros in it."""
+        """Detach from the network, keeping masked weights at zero."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
     def restore(self) -> None:
-        """Let go of the network, with every entry as it was when the mask was put on."""
+        """Detach from the network, with every entry as it was when the mask was put on."""
         self.drop()
         self.put_back()
 

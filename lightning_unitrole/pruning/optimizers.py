@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,30 +95,37 @@ def _after_a_step(
     return trial, copied
 
 
-def carry_over(optimizers: Sequence[Optimizer], change: Change) -> None:
-    """Put new parameters where the old ones were, with the same groups and sliced states.
+def carry_over(optimizers: Sequence[Optimizer], change: Change) -> Callable[[], None]:
+    """Slice the states of the parameters that were replaced; nothing is changed yet.
 
     Args:
-        optimizers: the optimizers; changed in place, so that schedulers stay valid.
+        optimizers: the optimizers.
         change: the change of the network.
+
+    Returns:
+        A function that puts the new parameters where the old ones were, with the same groups and sliced states. The
+        optimizers stay the same objects, so that schedulers stay valid.
     """
     replaced = {id(one.before): one for one in change.replaced}
-    # All states are sliced before the first is put in its place, so that a failure leaves the optimizers as they were.
     states = [
         (optimizer, parameter, replaced[id(parameter)].after, _sliced(state, replaced[id(parameter)]))
         for optimizer in optimizers
         for parameter, state in optimizer.state.items()
         if id(parameter) in replaced
     ]
-    for optimizer, before, after, state in states:
-        del optimizer.state[before]
-        optimizer.state[after] = state
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            parameters = group["params"]
-            for index, parameter in enumerate(parameters):
-                if id(parameter) in replaced:
-                    parameters[index] = replaced[id(parameter)].after
+
+    def put() -> None:
+        for optimizer, before, after, state in states:
+            del optimizer.state[before]
+            optimizer.state[after] = state
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                parameters = group["params"]
+                for index, parameter in enumerate(parameters):
+                    if id(parameter) in replaced:
+                        parameters[index] = replaced[id(parameter)].after
+
+    return put
 
 
 def _sliced(state: dict[str, Any], one: Replaced) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Estimate:
         return self.variance.sqrt()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contributions:
     """Sums over the images of one split (C classes, U units), for the even and the odd images of each class apart.
 
@@ -60,6 +60,9 @@ class Contributions:
     sizes: Tensor
     errors: Tensor
     steps: Tensor
+
+    def __repr__(self) -> str:
+        return f"Contributions({int(self.images.sum())} images, {self.sums.shape[1]} classes, {self.num_units} units)"
 
     @property
     def num_units(self) -> int:

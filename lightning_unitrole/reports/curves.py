@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_unitrole.reports.figures import draw_curve, subplots
 from lightning_unitrole.reports.tables import text_table
 
 _ROUNDING = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AblationCurve:
     """Performance after switching off more and more units of one layer.
 
@@ -28,6 +30,27 @@ class AblationCurve:
     loss: Tensor
     accuracy: Tensor
     top5: Tensor
+
+    def __repr__(self) -> str:
+        ends = f"accuracy {float(self.accuracy[0]):.3f} to {float(self.accuracy[-1]):.3f}"
+        return f"AblationCurve({len(self.ablated)} points, {int(self.ablated[-1])} units, {ends})"
+
+    def plot(self, ax: Any = None, *, label: str | None = None) -> tuple[Any, Any]:
+        """Accuracy over the number of units that are switched off, with the turning point.
+
+        Args:
+            ax: Matplotlib axes to draw in; a new figure by default.
+            label: name of the curve, for a legend.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ImportError: if Matplotlib is not installed.
+        """
+        figure, axes = subplots(ax)
+        draw_curve(axes, self, label)
+        return figure, axes
 
     @property
     def turning_point(self) -> int:
@@ -82,7 +105,7 @@ class CriterionCurves:
         return self.least_first.area - self.most_first.area
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CriteriaComparison:
     """The curves of several criteria.
 
@@ -91,6 +114,10 @@ class CriteriaComparison:
     """
 
     layers: Mapping[str, Mapping[str, CriterionCurves]]
+
+    def __repr__(self) -> str:
+        criteria = ", ".join(next(iter(self.layers.values()), {}))
+        return f"CriteriaComparison({len(self.layers)} layers, criteria: {criteria})"
 
     def only(self, layers: Sequence[str]) -> CriteriaComparison:
         """The same for some of the layers."""

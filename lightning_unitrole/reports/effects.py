@@ -28,7 +28,7 @@ MIN_IMAGES = 4
 """Images of a class on either side, at least, for a test: two in each half."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Effects:
     """What units do on either side, for each class (``[C, U]``) or over all classes (``[U]``).
 
@@ -41,6 +41,10 @@ class Effects:
     train: Tensor
     val: Tensor
     differs: Tensor
+
+    def __repr__(self) -> str:
+        helps, hurts = (100 * self.share(effect) for effect in (HELPS, HURTS))
+        return f"Effects({list(self.val.shape)}, {helps:.0f} % help, {hurts:.0f} % hurt)"
 
     @property
     def differing_share(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.effects import Effects, without_effect
+from lightning_unitrole.reports.figures import draw_curves, draw_role_shares, subplots
 from lightning_unitrole.reports.roles import UnitRole, assign_roles, effective_set
 from lightning_unitrole.reports.vocabulary import NO_ROLE
 
@@ -242,6 +243,28 @@ class LayerReport:
     def __repr__(self) -> str:
         size = "x".join(map(str, self.map_size))
         return f"LayerReport({self.name!r}, {self.num_units} units, maps of {size}, {len(self.val.images)} classes)"
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The ablation curves on validation images; the shares of the roles where there are no curves.
+
+        Args:
+            ax: Matplotlib axes to draw in; a new figure by default.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ImportError: if Matplotlib is not installed.
+        """
+        figure, axes = subplots(ax)
+        if self.val.curves:
+            draw_curves(axes, self.val)
+            axes.set_ylabel("accuracy, all classes")
+            axes.set_title(self.name)
+            axes.legend(frameon=False, fontsize=9)
+        else:
+            draw_role_shares(axes, {self.name: self.role_shares})
+        return figure, axes
 
     @property
     def num_units(self) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from lightning_unitrole.errors import DataError, refuse_newer
 from lightning_unitrole.reports.checks import check_layer, check_tensors
 from lightning_unitrole.reports.effects import HELPS, HURTS
+from lightning_unitrole.reports.examples import SplitExamples
+from lightning_unitrole.reports.figures import draw_role_shares, subplots
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.storage import BROKEN, read_arrays, write_arrays
-from lightning_unitrole.reports.tables import text_table
+from lightning_unitrole.reports.tables import html_table, text_table
+from lightning_unitrole.reports.vocabulary import NO_ROLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +44,8 @@ class UnitReport:
         epoch: epoch of the trainer, 0 for a plain model.
         global_step: optimizer steps taken so far, 0 for a plain model.
         role_definition: ``"contribution"`` or ``"turning_point"``.
+        examples: by split, the images that units respond to; empty where nobody asked for them. They are for showing
+            at once: neither files nor states hold them.
     """
 
     layers: Mapping[str, LayerReport]
@@ -48,6 +55,7 @@ class UnitReport:
     epoch: int = 0
     global_step: int = 0
     role_definition: str = "turning_point"
+    examples: Mapping[str, SplitExamples] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -99,6 +107,8 @@ class UnitReport:
     def to_pandas(self) -> pd.DataFrame:
         """One row for each layer, class and unit, with the measures of both splits and the role.
 
+        Where contributions were measured their means and standard errors are columns too, in nats.
+
         Raises:
             ImportError: if pandas is not installed.
         """
@@ -106,7 +116,48 @@ class UnitReport:
             import pandas as pd
         except ImportError as error:
             raise ImportError("UnitReport.to_pandas needs pandas: pip install pandas") from error
-        return pd.DataFrame(list(_rows(self)))
+        frames = [pd.DataFrame(_columns(layer, self.class_names)) for layer in self.layers.values()]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def plot(self, ax: Any = None) -> tuple[Any, Any]:
+        """The shares of the roles, one bar a layer.
+
+        Args:
+            ax: Matplotlib axes to draw in; a new figure by default.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ImportError: if Matplotlib is not installed.
+        """
+        figure, axes = subplots(ax, height=1.6 + 0.35 * len(self.layers))
+        draw_role_shares(axes, {name: layer.role_shares for name, layer in self.layers.items()})
+        return figure, axes
+
+    def removable(self, layer: str) -> Tensor:
+        """``[K]`` int64, units of a layer that can go at no cost, as measured; empty where there are none.
+
+        They were switched off all at once, on images that the roles had not seen, and in one layer at a time: of
+        several layers together the costs may add up.
+
+        Raises:
+            DataError: if there is no such layer.
+        """
+        if layer not in self.layers:
+            raise DataError(f"There is no layer {layer!r} in this report; there are: {', '.join(self.layers)}.")
+        return self.layers[layer].removable
+
+    def suggest_widths(self) -> dict[str, int]:
+        """How wide each layer may be built without what is removable in it, at least 1; see :meth:`removable`.
+
+        Layers that share their channels, as by a residual sum, have to be as wide as the widest of them.
+        """
+        return {name: max(1, layer.num_units - len(layer.removable)) for name, layer in self.layers.items()}
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return f"<p>{html.escape(repr(self))}</p>{html_table(self.rows())}"
 
     def rows(self) -> list[list[str]]:
         """The table's cells, head first, one row a layer.
@@ -150,19 +201,27 @@ def _finite_mean(values: Tensor) -> float:
     return float(values[values.isfinite()].mean()) if bool(values.isfinite().any()) else float("nan")
 
 
-def _rows(report: UnitReport) -> Iterator[dict[str, Any]]:
-    for layer in report.layers.values():
-        classes, units = layer.val.entropy.shape
-        for klass in range(classes):
-            for unit in range(units):
-                row: dict[str, Any] = {"layer": layer.name, "class": report.class_names[klass], "unit": unit}
-                for split in SPLITS:
-                    measured: SplitReport = getattr(layer, split)
-                    for measure in ("entropy", "selective_rate", "ineffectiveness", "score"):
-                        row[f"{measure}_{split}"] = float(getattr(measured, measure)[klass, unit])
-                role = int(layer.roles[klass, unit]) if layer.roles.numel() else -1
-                row["role"] = UnitRole(role).name if role in list(UnitRole) else None
-                yield row
+def _columns(layer: LayerReport, class_names: Sequence[str]) -> dict[str, Any]:
+    """Columns of a table with a row for each class and unit of a layer, by name, ``[C * U]`` each."""
+    classes, units = layer.val.entropy.shape
+    columns: dict[str, Any] = {
+        "layer": [layer.name] * (classes * units),
+        "class": np.repeat(np.array(class_names[:classes], dtype=object), units),
+        "unit": np.tile(np.arange(units), classes),
+    }
+    for split in SPLITS:
+        measured: SplitReport = getattr(layer, split)
+        for measure in ("entropy", "selective_rate", "ineffectiveness", "score"):
+            columns[f"{measure}_{split}"] = getattr(measured, measure).numpy().ravel()
+        if measured.contributions is not None:
+            found = measured.contributions.by_class()
+            columns[f"contribution_{split}"] = found.mean.numpy().ravel()
+            columns[f"error_{split}"] = found.standard_error.numpy().ravel()
+    names = np.full(256, None, dtype=object)
+    names[[int(role) for role in UnitRole]] = [role.name for role in UnitRole]
+    roles = layer.roles.numpy().ravel() if layer.roles.numel() else np.full(classes * units, NO_ROLE)
+    columns["role"] = names[roles]
+    return columns
 
 
 def _flatten(report: UnitReport) -> tuple[dict[str, Tensor], dict[str, Any]]:

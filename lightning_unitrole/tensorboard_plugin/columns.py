@@ -1,15 +1,16 @@
-"""What the overview of the tab holds of one layer: numbers by the names of their columns."""
+"""What the tab holds of one layer: numbers for the overview by their columns, and arrays over its units."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_unitrole.reports.effects import HELPS, HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
-from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, ROLES
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED, ROLES
 from lightning_unitrole.tensorboard_plugin.packing import Array
+from lightning_unitrole.tensorboard_plugin.schema import NO_CLASS, STRONGEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,3 +115,46 @@ def _changed(before: Array, after: Array) -> float:
     """Share of what has a role in both whose role differs."""
     comparable = (before <= BOTH) & (after <= BOTH)
     return float((before != after)[comparable].mean()) if comparable.any() else float("nan")
+
+
+def scatter(values: Array, slots: Array, units: int, fill: Any = REMOVED) -> Array:
+    """``[..., units]``: ``values`` at their original places and ``fill`` at those of removed units."""
+    whole = np.full((*values.shape[:-1], units), fill, values.dtype)
+    whole[..., slots] = values
+    return whole
+
+
+def half(values: Array) -> Array:
+    """The values as float16, infinite where they are too large for it."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
+
+
+def contribution_arrays(layer: LayerReport, slots: Array, units: int, num_classes: int) -> dict[str, Array]:
+    """Contributions and standard errors ``[M, units]`` of each unit for some classes; empty where not measured.
+
+    Args:
+        layer: the layer.
+        slots: original index of each unit that it has now.
+        units: number of units that it had at first.
+        num_classes: number of all classes. Up to :data:`~.schema.STRONGEST` of them are all there, in order; of more,
+            those to which a unit contributes most in either direction on validation images, the largest sum first,
+            with their indices as ``classes`` (uint16).
+    """
+    if layer.train.contributions is None or layer.val.contributions is None:
+        return {}
+    found = {split: getattr(layer, split).contributions.by_class() for split in SPLITS}
+    means = found["val"].mean.numpy()
+    arrays = {}
+    chosen = np.broadcast_to(np.arange(num_classes)[:, None], means.shape)
+    if num_classes > STRONGEST:
+        strength = np.where(np.isfinite(means), np.abs(means), -1)
+        chosen = np.argpartition(-strength, STRONGEST - 1, axis=0)[:STRONGEST]
+        order = np.argsort(-np.take_along_axis(means, chosen, 0), axis=0, kind="stable")
+        chosen = np.take_along_axis(chosen, order, 0)
+        arrays["classes"] = scatter(chosen.astype(np.uint16), slots, units, NO_CLASS)
+    for split, by_class in found.items():
+        for name, values in (("contribution", by_class.mean), ("error", by_class.standard_error)):
+            logged = half(np.take_along_axis(values.numpy(), chosen, 0))
+            arrays[f"{name}_{split}"] = scatter(logged, slots, units, np.nan)
+    return arrays

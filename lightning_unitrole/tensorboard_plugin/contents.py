@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES
-from lightning_unitrole.tensorboard_plugin.index import LayerIndex, RunIndex, is_whole
+from lightning_unitrole.tensorboard_plugin.index import MAX_CELLS, MAX_LAYERS, LayerIndex, RunIndex, is_name, is_whole
 from lightning_unitrole.tensorboard_plugin.packing import MAX_BYTES, MAX_HEADER_BYTES, Array
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
+    CUT_COLUMNS,
     EFFECTS,
+    EXAMPLES,
     MEASURES,
+    NETWORK_COLUMNS,
+    NO_CLASS,
     OVERVIEW_COLUMNS,
+    STRONGEST,
     UNKNOWN_EFFECT,
 )
 
@@ -31,6 +36,12 @@ OPTIONAL = {**dict.fromkeys(CONTRIBUTIONS, np.nan), **dict.fromkeys(EFFECTS, UNK
 CURVE_FIELDS = {"ablated": "u4", "loss": "f4", "accuracy": "f2", "top5": "f2"}
 SPLITS = ("train", "val")
 ORDERS = ("least_first", "most_first", "contribution", "random", *(f"random_{draw}" for draw in range(1, 16)))
+
+EXAMPLE_KINDS = ("contribution", "activation")
+MAX_EXAMPLES = 8
+MAX_CUTS = 1000
+MAX_MAP_SIDE = 16
+MAX_PICTURE_SIDE = 128
 
 _HEADER = 1 << 16
 _ROOM = 4
@@ -122,19 +133,88 @@ def classes_part(index: RunIndex, layer: LayerIndex, *, klass: int | None = None
 
 
 def contributions_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
-    """Contribution and standard error of one unit for each class, ``[classes]``; NaN where not known."""
-    classes = len(index.classes)
+    """Contribution and standard error of one unit for some ``classes``, ``[M]`` each."""
 
     def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
         _check_units(info, layer)
-        found = {}
+        if "classes" in arrays:
+            classes = _array(arrays, "classes", "u2", (None, layer.units))[:, unit]
+        else:  # the same for all units
+            classes = np.array(index.classes, np.uint32).astype(np.uint16)
+        rows = min(len(classes), *(len(arrays[name]) for name in CONTRIBUTIONS if name in arrays and arrays[name].ndim))
+        found = {"classes": classes[:rows].copy()}
         for name in CONTRIBUTIONS:
-            logged = _field(arrays, name, (None, layer.units), (classes, layer.units))[:classes]
-            found[name] = np.full(classes, np.nan, np.float16)
-            found[name][: len(logged)] = logged[:, unit]
+            found[name] = _field(arrays, name, (None, layer.units), (rows, layer.units))[:rows, unit].copy()
         return Content({}, found)
 
-    return _part(2 * len(CONTRIBUTIONS) * classes * layer.units, 0, read)
+    return _part((2 * len(CONTRIBUTIONS) + 2) * max(STRONGEST, len(index.classes)) * layer.units, 0, read)
+
+
+def examples_part(index: RunIndex, layer: LayerIndex, unit: int) -> Part:
+    """The images that one unit responds to, ``[splits, kinds, images]``, its maps of them, and its twins."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        _check_units(info, layer)
+        size = info.get("map")
+        if not (isinstance(size, list) and len(size) == 2 and all(is_whole(side, 1, MAX_MAP_SIDE) for side in size)):
+            raise ValueError("the maps have an impossible size")
+        shape = (len(SPLITS), len(EXAMPLE_KINDS), None, layer.units)
+        found = {name: _array(arrays, name, kind, shape)[..., unit].copy() for name, kind in EXAMPLES.items()}
+        if any(values.shape[2] > MAX_EXAMPLES for values in found.values()):
+            raise ValueError("there are more images than can be shown")
+        maps = _array(arrays, "maps", "u1", (*shape[:2], found["images"].shape[2], layer.units, size[0] * size[1]))
+        twins = _array(arrays, "twins", "u2", (None, layer.units))[:MAX_EXAMPLES, unit].copy()
+        correlation = _array(arrays, "correlation", "f2", (len(twins), layer.units))[:, unit].copy()
+        twins[twins >= layer.units] = NO_CLASS
+        if len({values.shape for values in found.values()}) > 1:
+            raise ValueError("the images do not fit together")
+        found |= {"maps": maps[..., unit, :].copy(), "twins": twins, "correlation": correlation}
+        return Content({"map": size}, found)
+
+    each = len(SPLITS) * len(EXAMPLE_KINDS) * MAX_EXAMPLES
+    return _part(layer.units * each * (12 + MAX_MAP_SIDE**2), 0, read)
+
+
+def thumbnails_part(wanted: Sequence[float]) -> Part:
+    """Those of the pictures ``pixels [n, height, width, 1 or 3]`` whose ``names [n]`` are wanted."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        names = _array(arrays, "names", "f8", (None,))
+        pixels = _array(arrays, "pixels", "u1", (len(names), None, None, None))
+        if pixels.shape[3] not in (1, 3) or not all(1 <= side <= MAX_PICTURE_SIDE for side in pixels.shape[1:3]):
+            raise ValueError("the pictures have an impossible shape")
+        chosen = np.isin(names, wanted)
+        return Content({}, {"names": names[chosen].copy(), "pixels": pixels[chosen].copy()})
+
+    return _part(MAX_BYTES, 0, read)
+
+
+def pruning_part() -> Part:
+    """What pruning did: ``network [2, columns]``, ``cuts [cuts, columns]``, ``widths [2, layers]`` and ``cut_at``."""
+
+    def read(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> Content:
+        layers, columns, whole = _names(info.get("layers")), info.get("columns"), info.get("kept_whole")
+        if not isinstance(columns, dict) or not isinstance(whole, dict):
+            raise ValueError("the layers and columns are not named")
+        if len(layers) > MAX_LAYERS or not all(name == "" or is_name(name) for name in layers):
+            raise ValueError("there are more layers than can be shown, or some have impossible names")
+        reasons = {name: reason for name, reason in whole.items() if is_name(name) and is_name(reason)}
+        found = {}
+        for name, wanted, rows in (("network", NETWORK_COLUMNS, 2), ("cuts", CUT_COLUMNS, None)):
+            logged = _names(columns.get(name))
+            table = _array(arrays, name, "f8", (rows, len(logged)))[:MAX_CUTS]
+            found[name] = np.full((len(table), len(wanted)), np.nan)
+            for place, column in enumerate(wanted):
+                if column in logged:
+                    found[name][:, place] = table[:, logged.index(column)]
+        widths = _array(arrays, "widths", "u4", (2, len(layers)))
+        cut_at = _array(arrays, "cut_at", "u2", (None,))
+        if int(widths[0].astype(np.int64).sum()) != len(cut_at) or len(cut_at) > MAX_CELLS:
+            raise ValueError("the widths of the layers do not fit their units")
+        facts = {"layers": layers, "columns": {"network": NETWORK_COLUMNS, "cuts": CUT_COLUMNS}}
+        return Content({**facts, "kept_whole": reasons}, {**found, "widths": widths.copy(), "cut_at": cut_at.copy()})
+
+    return _part(MAX_BYTES, MAX_HEADER_BYTES, read)
 
 
 def curves_part(index: RunIndex, layer: LayerIndex, klass: int | None) -> Part:

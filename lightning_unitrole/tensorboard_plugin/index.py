@@ -46,6 +46,7 @@ class RunIndex:
         classes: indices of the classes that are logged one by one.
         class_names: their names.
         num_classes: number of all classes.
+        every_class: names of all classes; of fewer where there are very many or an earlier version wrote the log.
         criterion: what ranked the units.
         skipped: why other layers cannot be shown, one sentence each.
     """
@@ -54,6 +55,7 @@ class RunIndex:
     classes: tuple[int, ...]
     class_names: tuple[str, ...]
     num_classes: int
+    every_class: tuple[str, ...]
     criterion: str
     skipped: tuple[str, ...]
 
@@ -97,7 +99,9 @@ lightning_unitrole wrote format 99, and this one reads formats up to 1; update t
     skipped += [f"The layer {layer.name!r} has too many units and classes." for layer in layers if layer not in fitting]
     if not fitting:
         raise UnreadableError("there is no layer that can be shown")
-    return RunIndex(fitting, classes, names, num_classes, criterion, tuple(skipped))
+    return RunIndex(
+        fitting, classes, names, num_classes, _every_class(index, classes, names), criterion, tuple(skipped)
+    )
 
 
 def check_format(described: Mapping[str, Any]) -> None:
@@ -148,6 +152,13 @@ def _classes(index: dict[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if not all(isinstance(name, str) and (name == "" or is_name(name)) for name in names):
         raise UnreadableError("the classes have impossible names")
     return tuple(classes), tuple(names)
+
+
+def _every_class(index: dict[str, Any], classes: tuple[int, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    every = index.get("every_class")
+    if isinstance(every, list) and all(isinstance(name, str) and (name == "" or is_name(name)) for name in every):
+        return tuple(every[:MAX_CLASSES])
+    return names if classes == tuple(range(len(classes))) else ()
 
 
 def is_whole(value: Any, low: int, high: int) -> bool:

@@ -8,45 +8,47 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard import plugin_util
 from tensorboard.backend import http_util
-from tensorboard.data import provider
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
 from lightning_unitrole.reports.vocabulary import vocabulary
 from lightning_unitrole.tensorboard_plugin.contents import (
     CURVE_FIELDS,
+    EXAMPLE_KINDS,
+    SPLITS,
     STATE_FIELDS,
-    Part,
     classes_part,
     contributions_part,
     curves_part,
+    examples_part,
     overview_part,
+    pruning_part,
     state_part,
+    thumbnails_part,
 )
 from lightning_unitrole.tensorboard_plugin.index import (
-    LayerIndex,
-    RunIndex,
     UnreadableError,
     counted,
     printable,
-    read_index,
 )
 from lightning_unitrole.tensorboard_plugin.packing import Array, pack
-from lightning_unitrole.tensorboard_plugin.reading import Series, answer_time, read_series
+from lightning_unitrole.tensorboard_plugin.query import Query, RequestError, index_of
+from lightning_unitrole.tensorboard_plugin.reading import Series, answer_time
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
     FORMAT_VERSION,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
+    PARTS,
     PLUGIN_NAME,
+    PRUNING_TAG,
     TAB_NAME,
+    THUMBNAILS_TAG,
     layer_tag,
 )
 from lightning_unitrole.tensorboard_plugin.verdicts import (
@@ -78,10 +80,12 @@ STATIC_FILES = {
     "vocabulary.js": "text/javascript",
     "views/ablation.js": "text/javascript",
     "views/entropy.js": "text/javascript",
+    "views/examples.js": "text/javascript",
     "views/doubts.js": "text/javascript",
     "views/layers.js": "text/javascript",
     "views/overview.js": "text/javascript",
     "views/parts.js": "text/javascript",
+    "views/pruning.js": "text/javascript",
     "views/runs.js": "text/javascript",
     "views/transitions.js": "text/javascript",
     "views/unit.js": "text/javascript",
@@ -90,15 +94,19 @@ STATIC_FILES = {
 }
 """Every file that is served. A request for another one finds nothing, whatever lies in the directory."""
 
-ALL_STEPS = 1_000_000
-
-
-class RequestError(Exception):
-    """A request that cannot be answered: a status and a sentence for the reader."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+DATA = (
+    "vocabulary",
+    "runs",
+    "overview",
+    "layer",
+    "classes",
+    "unit",
+    "contributions",
+    "examples",
+    "curves",
+    "pruning",
+)
+"""What can be asked for besides."""
 
 
 class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
@@ -112,7 +120,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
         routes = {f"/{name}": self._static_app(name) for name in STATIC_FILES}
-        for name in ("vocabulary", "runs", "overview", "layer", "classes", "unit", "contributions", "curves"):
+        for name in DATA:
             routes[f"/{name}"] = self._data_app(getattr(self, f"_{name}"))
         return routes
 
@@ -156,9 +164,12 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         """Every run with data: what was frozen by its first report, how far it has come, and what cannot be shown."""
         runs, skipped = [], []
         for run, tags in sorted(query.runs.items()):
-            name = printable(run)
+            name, pruned = printable(run), PRUNING_TAG in tags
+            if pruned and OVERVIEW_TAG not in tags:
+                runs.append({"name": name, "pruned": True, "layers": [], "last_step": int(tags[PRUNING_TAG].max_step)})
+                continue
             try:
-                index = _index_of(tags)
+                index = index_of(tags)
             except UnreadableError as error:
                 skipped.append({"run": name, "reason": f"The run cannot be shown: {error}."})
                 continue
@@ -170,8 +181,10 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
                     "classes": index.classes,
                     "class_names": index.class_names,
                     "num_classes": index.num_classes,
+                    "every_class": index.every_class,
                     "criterion": index.criterion,
-                    "last_step": int(tags[OVERVIEW_TAG].max_step),
+                    "pruned": pruned,
+                    "last_step": max(int(tags[tag].max_step) for tag in (OVERVIEW_TAG, PRUNING_TAG) if tag in tags),
                 }
             )
         return {"format": FORMAT_VERSION, "runs": runs, "skipped": skipped}
@@ -216,11 +229,39 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return _answer(series, {}, {"roles": series.stack("roles", np.empty((0, len(query.index.classes)), np.uint8))})
 
     def _contributions(self, query: Query) -> bytes:
-        """Contribution and standard error ``[1, classes]`` of one unit at one step, if there are any."""
+        """Contribution and standard error ``[1, M]`` of one unit for some classes at one step, if there are any."""
         part = contributions_part(query.index, query.layer, query.number("unit", query.layer.units))
         series = query.read(layer_tag(query.layer.name, "contributions"), part, query.number("step", 1 << 53))
-        empty = np.empty((0, len(query.index.classes)), np.float16)
-        return _answer(series, {}, {name: series.stack(name, empty) for name in CONTRIBUTIONS})
+        empty = np.empty((0, 0), np.float16)
+        classes = series.stack("classes", np.empty((0, 0), np.uint16))
+        return _answer(series, {}, {"classes": classes, **{name: series.stack(name, empty) for name in CONTRIBUTIONS}})
+
+    def _examples(self, query: Query) -> bytes:
+        """The images that one unit responds to at one step, ``[1, splits, kinds, images]``, with their pixels."""
+        part = examples_part(query.index, query.layer, query.number("unit", query.layer.units))
+        series = query.read(layer_tag(query.layer.name, "examples"), part, query.number("step", 1 << 53))
+        if not series.rows:
+            return _answer(series, {}, {})
+        content = series.rows[0].content
+        pictures = query.read(THUMBNAILS_TAG, thumbnails_part(content.arrays["images"].ravel().tolist()))
+        found = {
+            float(name): picture
+            for row in pictures.rows
+            for name, picture in zip(row.content.arrays["names"], row.content.arrays["pixels"], strict=True)
+        }
+        shapes = {picture.shape for picture in found.values()}
+        shape = shapes.pop() if len(shapes) == 1 else (1, 1, 1)
+        names = np.array([name for name, picture in found.items() if picture.shape == shape], np.float64)
+        pixels = np.stack([found[name] for name in names.tolist()]) if len(names) else np.zeros((0, *shape), np.uint8)
+        info = {**content.info, "picture": list(shape), "splits": list(SPLITS), "kinds": list(EXAMPLE_KINDS)}
+        return _answer(series, info, {**content.arrays, "names": names, "pixels": pixels})
+
+    def _pruning(self, query: Query) -> bytes:
+        """What pruning did up to the latest step; nothing where nothing was pruned."""
+        series = query.read(PRUNING_TAG, pruning_part())
+        latest = Series(series.rows[-1:], series.skipped)
+        content = latest.rows[0].content if latest.rows else None
+        return _answer(latest, content.info if content else {}, content.arrays if content else {})
 
     def _curves(self, query: Query) -> bytes:
         """Ablation curves of all steps, for all classes or one: points one curve behind the other."""
@@ -238,95 +279,8 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return _answer(series, {"curves": described, "rankings": rankings, "by_class": by_class}, arrays)
 
 
-class Query:
-    """One request: its parameters, checked, and the data that they name."""
-
-    def __init__(self, data_provider: Any, request: wrappers.Request) -> None:
-        self._provider = data_provider
-        self._request = request
-        self._context = plugin_util.context(request.environ)
-        self._experiment = plugin_util.experiment_id(request.environ)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """A parameter, at most once and of a sane length."""
-        values = self._request.args.getlist(name)
-        if len(values) > 1 or (not values and default is None):
-            raise RequestError(400, f"Expected one parameter {name!r}, got {len(values)}.")
-        value = values[0] if values else str(default)
-        if len(value) > 4096:
-            raise RequestError(400, f"The parameter {name!r} is too long.")
-        return value
-
-    def number(self, name: str, limit: int) -> int:
-        """A parameter that is an index below ``limit``."""
-        text = self.text(name)
-        if not (text.isascii() and text.isdigit() and len(text) < 17 and int(text) < limit):
-            raise RequestError(400, f"The parameter {name!r} has to be a whole number from 0 to {limit - 1}.")
-        return int(text)
-
-    @cached_property
-    def runs(self) -> Mapping[str, Mapping[str, Any]]:
-        """For each run, its time series by tag."""
-        if self._provider is None:
-            return {}
-        found: Mapping[str, Mapping[str, Any]] = self._provider.list_tensors(
-            self._context, experiment_id=self._experiment, plugin_name=PLUGIN_NAME
-        )
-        return found
-
-    @cached_property
-    def run(self) -> str:
-        """The run that the request names."""
-        wanted = self.text("run")
-        for run in self.runs:
-            if printable(run) == wanted:
-                return run
-        raise RequestError(404, "There is no such run with unit roles.")
-
-    @cached_property
-    def index(self) -> RunIndex:
-        """What the first report of the run froze."""
-        try:
-            return _index_of(self.runs[self.run])
-        except UnreadableError as error:
-            raise RequestError(404, f"The run cannot be shown: {error}.") from None
-
-    @cached_property
-    def layer(self) -> LayerIndex:
-        """The layer that the request names by its place in the index."""
-        return self.index.layers[self.number("layer", len(self.index.layers))]
-
-    @cached_property
-    def class_place(self) -> int:
-        """Place of the requested class among those that were logged."""
-        return self.number("class", len(self.index.classes))
-
-    def read(self, tag: str, part: Part, step: int | None = None) -> Series:
-        """All steps of one tag, or one, in order, the last word on each, without what cannot be read."""
-        try:
-            found = self._provider.read_tensors(
-                self._context,
-                experiment_id=self._experiment,
-                plugin_name=PLUGIN_NAME,
-                downsample=ALL_STEPS,
-                run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
-            )
-        except Exception as error:
-            # TensorBoard decodes the tensors itself, and fails at one that does not hold what its shape says.
-            logger.warning("The tag %r of the run %r cannot be read: %r", tag, self.run, error)
-            return Series([], ["TensorBoard could not read what the log holds here."])
-        events = found.get(self.run, {}).get(tag, ())
-        return read_series([event for event in events if step is None or event.step == step], part)
-
-
-def _index_of(tags: Mapping[str, Any]) -> RunIndex:
-    if OVERVIEW_TAG not in tags:
-        raise UnreadableError("there is no overview of its layers")
-    return read_index(tags[OVERVIEW_TAG].plugin_content)
-
-
 def _parts(layer: str, tags: Mapping[str, Any]) -> list[str]:
-    return [part for part in ("state", "classes", "contributions", "curves") if layer_tag(layer, part) in tags]
+    return [part for part in PARTS if layer_tag(layer, part) in tags]
 
 
 def _answer(series: Series, info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:

@@ -7,6 +7,8 @@ TAB_NAME = "Unit roles"
 FORMAT_VERSION = 1
 
 OVERVIEW_TAG = f"{PLUGIN_NAME}/overview"
+THUMBNAILS_TAG = f"{PLUGIN_NAME}/thumbnails"
+PRUNING_TAG = f"{PLUGIN_NAME}/pruning"
 
 OVERVIEW_COLUMNS = (
     "present",  # units that are still there
@@ -57,13 +59,42 @@ MEASURES = ("entropy_val", "entropy_train", "selective_val", "selective_train", 
 
 CONTRIBUTIONS = ("contribution_train", "contribution_val", "error_train", "error_val")
 """Float16 contribution of each unit in nats and its standard error: in a layer's state over all classes, in its part
-``contributions`` for each class that is logged. Not there where contributions were not measured."""
+``contributions`` by class. Not there where contributions were not measured."""
+
+STRONGEST = 20
+"""Contributions of a unit are logged for so many classes; of more classes for those to which it contributes most."""
 
 EFFECTS = ("effect_train", "effect_val")
 """Effect of each unit over all classes, uint8: 0 hurts, 1 has no measurable effect, 2 helps, 255 was not tested."""
 UNKNOWN_EFFECT = 255
 
 
+PARTS = ("state", "classes", "contributions", "curves", "examples")
+"""What is logged of each layer, where it was measured."""
+
+EXAMPLES = {"images": "f8", "values": "f2", "classes": "u2"}
+"""Of each unit ``[splits, kinds, images, units]``: names of thumbnails, the values that they were chosen by, and the
+classes of the images. Splits are training and validation, kinds contribution and activation."""
+NO_CLASS = 65535
+MAX_NAMES = 1000
+"""Names of so many classes are logged."""
+
+
+NETWORK_COLUMNS = ("parameters", "macs", "latency", "batch", "accuracy")
+"""What is logged of a network before pruning and after it."""
+CUT_COLUMNS = (
+    "epoch",
+    "global_step",
+    "parameters",
+    "macs",
+    "accuracy_before",
+    "accuracy_after",
+    "predicted_accuracy",
+    "predicted_loss",
+)
+"""What is logged of each time that units were pruned; NaN where not measured."""
+
+
 def layer_tag(layer: str, part: str) -> str:
-    """Tag of one part (``state``, ``classes``, ``contributions`` or ``curves``) of one layer's data."""
+    """Tag of one of the :data:`PARTS` of one layer's data."""
     return f"{PLUGIN_NAME}/{layer}/{part}"

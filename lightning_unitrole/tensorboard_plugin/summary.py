@@ -6,8 +6,12 @@ Each report becomes one TensorBoard event at one step:
 * ``unit_roles/<layer>/state``: role over all classes (uint8), rank (uint16) and the float16 measures of each unit; its
   effect (uint8), and its contribution and standard error (float16), where these were measured;
 * ``unit_roles/<layer>/classes``: role (uint8) of each unit for a bounded number of classes; only with ablation;
-* ``unit_roles/<layer>/contributions``: the same for its contribution and standard error (float16), where measured;
-* ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation.
+* ``unit_roles/<layer>/contributions``: its contribution and standard error (float16) for each class, where measured;
+  of many classes for those that it contributes most to, in either direction;
+* ``unit_roles/<layer>/curves``: the ablation curves, for all classes and for each of those classes; only with ablation;
+* ``unit_roles/<layer>/examples``: the images that each unit contributes most to and responds to most, by the names of
+  their thumbnails, with its maps, and its twins; only where the report has them;
+* ``unit_roles/thumbnails``: the pixels of those that were not logged before.
 
 Every tensor is a deflated container (:mod:`.packing`) that names its epoch: a step can be told without its neighbours.
 Units keep the index they had in the first report of the run, whatever is pruned later.
@@ -28,15 +32,25 @@ from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.effects import HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED
-from lightning_unitrole.tensorboard_plugin.columns import finite_mean, mean_over_classes, overview_row
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE
+from lightning_unitrole.tensorboard_plugin.columns import (
+    contribution_arrays,
+    finite_mean,
+    half,
+    mean_over_classes,
+    overview_row,
+    scatter,
+)
+from lightning_unitrole.tensorboard_plugin.examples import layer_examples, new_thumbnails, thumbnail_names
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack
 from lightning_unitrole.tensorboard_plugin.schema import (
     FORMAT_VERSION,
+    MAX_NAMES,
     MEASURES,
     OVERVIEW_COLUMNS,
     OVERVIEW_TAG,
     PLUGIN_NAME,
+    THUMBNAILS_TAG,
     UNKNOWN_EFFECT,
     layer_tag,
 )
@@ -45,8 +59,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-MAX_CLASSES = 20
-"""Roles and contributions by class are logged for so many classes at most: 1,000 would make a log 50 times as large."""
+MAX_PAIRS = 1 << 20
+"""Roles by class are logged for so many (class, unit) pairs of an analysis, about: a quarter of a megabyte."""
+LEAST_CLASSES = 20
+"""But for so many classes at least."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,14 @@ class PluginState:
         units: for each layer, its number of units before any pruning.
         map_sizes: for each layer, height and width of its maps.
         classes: indices of the classes whose roles are logged one by one.
-        class_names: names of these classes.
+        class_names: names of all classes, as far as the tab takes them.
         num_classes: number of all classes.
         criterion: name of the criterion that ranked the units.
         step: step of the last report; the next one needs a larger step.
         roles: for each layer, ``[1 + all classes, units]`` role codes of the last report: the first row holds the role
             in most classes, then comes one row a class.
         left_out: layers that turned up later and are not logged, see :func:`write_report`.
+        thumbnails: bytes of each thumbnail that was logged, by its name.
     """
 
     layers: tuple[str, ...]
@@ -77,6 +94,7 @@ class PluginState:
     step: int = -1
     roles: Mapping[str, Array] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    thumbnails: Mapping[float, int] = field(default_factory=dict)
 
 
 def write_report(
@@ -87,7 +105,7 @@ def write_report(
     known: PluginState | None = None,
     kept: Mapping[str, Sequence[int] | Tensor] | None = None,
     original_units: Mapping[str, int] | None = None,
-    max_classes: int = MAX_CLASSES,
+    max_classes: int | None = None,
 ) -> PluginState:
     """Log one report for the "Unit roles" tab and flush, so that a running TensorBoard sees it.
 
@@ -100,7 +118,8 @@ def write_report(
             that is not in it has all its units.
         original_units: for each pruned layer, how many units it had at first. Needed only where ``kept`` names a layer
             that no report showed whole, as after a restart.
-        max_classes: for how many classes the role of each unit is logged. Only the first report is asked.
+        max_classes: for how many classes the role of each unit is logged; by default as many as keep an analysis small.
+            Only the first report is asked.
 
     Returns:
         What to hand in as ``known`` with the next report.
@@ -123,9 +142,13 @@ def write_report(
     known = _leave_out_new_layers(report, known)
 
     slots = {name: _slots(report.layers[name], known, kept or {}) for name in known.layers if name in report.layers}
-    roles = {name: _scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
+    roles = {name: scatter(_all_roles(report.layers[name]), slots[name], known.units[name]) for name in slots}
     info = {"format": FORMAT_VERSION, "epoch": report.epoch}
     contents: dict[str, bytes] = {OVERVIEW_TAG: _overview(report, known, roles, info)}
+    names = {split: thumbnail_names(found) for split, found in report.examples.items()}
+    thumbnails, pixels = new_thumbnails(report.examples, names, known.thumbnails)
+    if pixels:
+        contents[THUMBNAILS_TAG] = pack(info, pixels)
     for name in slots:
         layer_info = {**info, "layer": name, "units": known.units[name]}
         layer = report.layers[name]
@@ -133,21 +156,24 @@ def write_report(
         if layer.roles.numel():
             by_class = roles[name][1:][list(known.classes)]
             contents[layer_tag(name, "classes")] = pack(layer_info, {"roles": by_class})
-        measured = _contributions(layer, slots[name], known)
+        measured = contribution_arrays(layer, slots[name], known.units[name], known.num_classes)
         if measured:
             contents[layer_tag(name, "contributions")] = pack(layer_info, measured)
         described, arrays = _curves(layer, known.classes)
         if described:
             contents[layer_tag(name, "curves")] = pack({**layer_info, "curves": described}, arrays)
-    _write(writer, contents, _metadata(known), step)
-    return replace(known, step=step, roles={**known.roles, **roles})
+        if report.examples:
+            facts, arrays = layer_examples(report.examples, names, name, slots[name], known.units[name])
+            contents[layer_tag(name, "examples")] = pack({**layer_info, **facts}, arrays)
+    write_contents(writer, contents, _metadata(known), step)
+    return replace(known, step=step, roles={**known.roles, **roles}, thumbnails=thumbnails)
 
 
 def _first_state(
     report: UnitReport,
     kept: Mapping[str, Sequence[int] | Tensor],
     original_units: Mapping[str, int],
-    max_classes: int,
+    max_classes: int | None,
 ) -> PluginState:
     units = {name: original_units.get(name, layer.num_units) for name, layer in report.layers.items()}
     for name in kept:
@@ -156,13 +182,15 @@ def _first_state(
                 f"Layer {name!r} is pruned in the first report of this run; pass original_units={{{name!r}: ...}}, its "
                 "number of units before pruning."
             )
+    if max_classes is None:
+        max_classes = min(MAX_NAMES, max(LEAST_CLASSES, MAX_PAIRS // max(1, sum(units.values()))))
     classes = tuple(range(min(max_classes, len(report.class_names))))
     return PluginState(
         layers=tuple(report.layers),
         units=units,
         map_sizes={name: layer.map_size for name, layer in report.layers.items()},
         classes=classes,
-        class_names=tuple(report.class_names[index] for index in classes),
+        class_names=tuple(report.class_names[:MAX_NAMES]),
         num_classes=len(report.class_names),
         criterion=report.criterion,
     )
@@ -202,13 +230,6 @@ def _slots(layer: LayerReport, known: PluginState, kept: Mapping[str, Sequence[i
     return slots
 
 
-def _scatter(values: Array, slots: Array, units: int, fill: Any = REMOVED) -> Array:
-    """``[..., units]``: ``values`` at their original places and ``fill`` at those of removed units."""
-    whole = np.full((*values.shape[:-1], units), fill, values.dtype)
-    whole[..., slots] = values
-    return whole
-
-
 def _all_roles(layer: LayerReport) -> Array:
     """Role codes ``[1 + classes, U]`` uint8: over all classes in the first row, then class by class."""
     if layer.summary.numel() == 0:
@@ -229,38 +250,20 @@ def _state(layer: LayerReport, slots: Array, roles: Array) -> dict[str, Array]:
     }
     rank = np.empty(layer.num_units, np.uint16)
     rank[layer.val.overall_order.cpu().numpy()] = np.arange(layer.num_units)
-    state = {"roles": roles, "rank": _scatter(rank, slots, units, np.iinfo(np.uint16).max)}
+    state = {"roles": roles, "rank": scatter(rank, slots, units, np.iinfo(np.uint16).max)}
     for name in MEASURES:
-        state[name] = _scatter(_half(measures[name]), slots, units, np.nan)
+        state[name] = scatter(half(measures[name]), slots, units, np.nan)
     for split in SPLITS:
         measured: SplitReport = getattr(layer, split)
         if measured.contributions is not None:
             overall = measured.contributions.overall()
-            state[f"contribution_{split}"] = _scatter(_half(overall.mean.numpy()), slots, units, np.nan)
-            state[f"error_{split}"] = _scatter(_half(overall.standard_error.numpy()), slots, units, np.nan)
+            state[f"contribution_{split}"] = scatter(half(overall.mean.numpy()), slots, units, np.nan)
+            state[f"error_{split}"] = scatter(half(overall.standard_error.numpy()), slots, units, np.nan)
         if layer.summary_effects is not None:
             effect = getattr(layer.summary_effects, split).numpy()
             codes = np.where(effect == UNTESTED, UNKNOWN_EFFECT, effect - HURTS).astype(np.uint8)
-            state[f"effect_{split}"] = _scatter(codes, slots, units, UNKNOWN_EFFECT)
+            state[f"effect_{split}"] = scatter(codes, slots, units, UNKNOWN_EFFECT)
     return state
-
-
-def _contributions(layer: LayerReport, slots: Array, known: PluginState) -> dict[str, Array]:
-    """Contributions and standard errors ``[classes, units]`` of the classes that are logged one by one."""
-    found = {}
-    for split in SPLITS:
-        measured: SplitReport = getattr(layer, split)
-        if measured.contributions is not None:
-            by_class = measured.contributions.by_class()
-            for name, values in (("contribution", by_class.mean), ("error", by_class.standard_error)):
-                logged = _half(values.numpy()[list(known.classes)])
-                found[f"{name}_{split}"] = _scatter(logged, slots, known.units[layer.name], np.nan)
-    return found
-
-
-def _half(values: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16)
 
 
 def _overview(report: UnitReport, known: PluginState, roles: Mapping[str, Array], info: Mapping[str, Any]) -> bytes:
@@ -314,14 +317,23 @@ def _metadata(known: PluginState) -> bytes:
             {"name": name, "units": known.units[name], "map_size": list(known.map_sizes[name])} for name in known.layers
         ],
         "classes": list(known.classes),
-        "class_names": list(known.class_names),
+        "class_names": [known.class_names[index] for index in known.classes],
+        "every_class": list(known.class_names),
         "num_classes": known.num_classes,
         "criterion": known.criterion,
     }
     return json.dumps(content).encode()
 
 
-def _write(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes, step: int) -> None:
+def write_contents(writer: SummaryWriter, contents: Mapping[str, bytes], metadata: bytes, step: int) -> None:
+    """Write containers by their tags as one event, and flush.
+
+    Args:
+        writer: where to log.
+        contents: containers, not deflated.
+        metadata: what TensorBoard keeps beside the overview.
+        step: step of the event.
+    """
     # TensorBoard is slow to import, and who only analyses a model never logs.
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto

@@ -742,6 +742,7 @@ def _() -> Run:
     return Run(Writes())
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("title", SCENARIOS)
 def test_a_run_ends_alike_with_and_without_the_monitor(title: str) -> None:
     outcome, make, said = SCENARIOS[title]
@@ -759,6 +760,7 @@ def test_a_run_ends_alike_with_and_without_the_monitor(title: str) -> None:
     assert alike(without, ends(found)) == (outcome == PROTECTED)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "title",
     ["a dataset that counts in an attribute", "a stream over an open file", "a forward pass that assigns a new buffer"],

@@ -113,6 +113,7 @@ def everything(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("target", "mode"),
     [*((one, "remove") for one in BEFORE + REMOVING), *((one, "mask") for one in [*BEFORE[:2], *MASKING])],
@@ -131,6 +132,7 @@ def test_what_fails_before_a_removal_leaves_all_as_it_was(
     assert alike(everything(found), everything(train()))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("target", [BEFORE[0], BEFORE[4], REMOVING[3]])
 def test_it_is_tried_again_at_the_next_epoch(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = pruning()
@@ -141,6 +143,7 @@ def test_it_is_tried_again_at_the_next_epoch(target: str, monkeypatch: pytest.Mo
     assert callback.report.after.macs <= 0.7 * callback.report.before.macs
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", AFTER)
 def test_what_fails_after_a_removal_leaves_the_smaller_network(
     target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
@@ -269,6 +272,7 @@ def test_what_cannot_work_fails_before_anything_is_trained(
         train(pruning(start_epoch=50, **settings), NeverTrains(), module=module)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("module", [Fixed, Adafactor, LBFGS])
 def test_a_mask_suits_them_all(module: type[Tiny]) -> None:
     callback = pruning(mode="mask")
@@ -277,6 +281,7 @@ def test_a_mask_suits_them_all(module: type[Tiny]) -> None:
     assert len(callback.report.steps) == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop, torch.optim.NAdam])
 @pytest.mark.parametrize("module", [Tiny])
 def test_trying_out_leaves_no_trace(optimizer: Callable[..., Any], module: type[Tiny]) -> None:

@@ -20,9 +20,12 @@ from unchanged import QUIETLY, Tiny
 
 from lightning_unitrole.data.loaders import check_readable
 from lightning_unitrole.errors import DataError, SettingError, TraceError
+from lightning_unitrole.network import reachable as traversal
 from lightning_unitrole.network import snapshot
 from lightning_unitrole.network.isolation import undisturbed, untouched
-from lightning_unitrole.network.snapshot import Snapshot, find_obstacles, find_open_files, reachable
+from lightning_unitrole.network.reachable import reachable
+from lightning_unitrole.network.snapshot import Snapshot, find_obstacles, find_open_files
+from lightning_unitrole.network.undo import TensorValue
 
 pytestmark = QUIETLY
 
@@ -148,7 +151,7 @@ def test_what_goes_on_living_is_left_alone() -> None:
 
 
 def test_near_objects_come_before_large_collections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "MOST_OBJECTS", 500)
+    monkeypatch.setattr(traversal, "MOST_OBJECTS", 500)
     last = Holder("near")
     holder = Holder([[(index, [index]) for index in range(10_000)], {"a": {"b": {"c": last}}}])
     assert any(value is last for value in reachable(holder))
@@ -200,13 +203,13 @@ def test_buffers_are_copied_whatever_their_size_and_other_tensors_up_to_a_size(m
 
 def test_buffers_are_copied_once_in_nested_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = snapshot._TensorValue.__init__
+    real = TensorValue.__init__
 
     def count(self: Any, tensor: Tensor) -> None:
         made.append(tensor.numel())
         real(self, tensor)
 
-    monkeypatch.setattr(snapshot._TensorValue, "__init__", count)
+    monkeypatch.setattr(TensorValue, "__init__", count)
     bank = Bank()
     with undisturbed(bank), undisturbed(bank):
         with undisturbed(bank):

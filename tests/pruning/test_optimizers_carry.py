@@ -59,7 +59,7 @@ def test_the_next_step_is_that_of_the_masked_network(make: Callable[[Any], Optim
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     check_optimizers([optimizer], names_of(net), removal)
-    carry_over([optimizer], remove(net, removal))
+    carry_over([optimizer], remove(net, removal))()
     mask = UnitMask(masked, removal)
     for _ in range(2):
         step(net, optimizer)
@@ -78,7 +78,7 @@ def test_states_by_hand() -> None:
     optimizer = torch.optim.Adam(groups_of(net))
     step(net, optimizer)
     before = {name: optimizer.state[parameter] for name, parameter in net.named_parameters()}
-    carry_over([optimizer], remove(net, removal_of(net)))
+    carry_over([optimizer], remove(net, removal_of(net)))()
     after = optimizer.state[net.second.weight]
     assert torch.equal(after["exp_avg"], before["second.weight"]["exp_avg"][1:][:, [0, 2, 3, 4]])
     assert float(after["step"]) == 1
@@ -91,7 +91,7 @@ def test_schedulers_go_on() -> None:
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     step(net, optimizer)
     scheduler.step()
-    carry_over([optimizer], remove(net, removal_of(net)))
+    carry_over([optimizer], remove(net, removal_of(net)))()
     before = net.first.weight.detach().clone()
     step(net, optimizer)
     scheduler.step()
@@ -104,7 +104,7 @@ def test_frozen_parameters_are_exchanged_without_state() -> None:
     net.second.requires_grad_(False)
     optimizer = torch.optim.SGD(groups_of(net), momentum=0.9)
     step(net, optimizer)
-    carry_over([optimizer], remove(net, removal_of(net)))
+    carry_over([optimizer], remove(net, removal_of(net)))()
     frozen = net.second.weight.detach().clone()
     step(net, optimizer)
     assert torch.equal(net.second.weight, frozen)
@@ -143,5 +143,5 @@ def test_optimizers_of_other_parameters_are_left_alone() -> None:
     optimizer = torch.optim.Adafactor([net.head.bias])
     step(net, optimizer)
     check_optimizers([optimizer], names_of(net), removal_of(net))
-    carry_over([optimizer], remove(net, removal_of(net)))
+    carry_over([optimizer], remove(net, removal_of(net)))()
     assert optimizer.param_groups[0]["params"][0] is net.head.bias

@@ -18,11 +18,25 @@ from typing import Any
 
 import pytest
 from tensorboard_plugin.synthetic import CLASSES, CONTRIBUTING, Spec, Training, log_run
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_unitrole.pruning.report import NetworkSize, PruningReport, PruningStep
+from lightning_unitrole.tensorboard_plugin.cuts import write_pruning
 
 LAYERS = (Spec("features.0", 16, (28, 28)), Spec("features.3", 48))
 MARKUP = '<img src=x onerror="parent.harmed=1">'
 EPOCHS = 12
-RUNS = 5
+RUNS = 6
+PRUNED = PruningReport(
+    before=NetworkSize(5000, 80_000, {"conv1": 8, "conv2": 12, "head": 10}, 2.0, 32, 0.95),
+    after=NetworkSize(3000, 40_000, {"conv1": 6, "conv2": 9, "head": 10}, 1.5, 32, 0.93),
+    steps=(
+        PruningStep(1, 100, {"conv1": [2], "conv2": [0, 5]}, 4000, 60_000, 0.95, 0.80),
+        PruningStep(3, 300, {"conv1": [7], "conv2": [6]}, 3000, 40_000, 0.94, 0.90),
+    ),
+    skipped={"head": "its units are the classes"},
+)
+"""A network of two convolutions that were cut twice."""
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -88,12 +102,16 @@ def tensorboard(logdir: Path, *arguments: str, runs: int) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain run, one that is pruned on the way, one without ablation, one by contribution, and one full of markup."""
+    """Runs: plain, pruned, without ablation, by contribution, without a monitor, and full of markup."""
     root = tmp_path_factory.mktemp("logs")
     log_run(root / "baseline", Training(LAYERS, seed=1), EPOCHS)
     log_run(root / "pruned", Training(LAYERS, seed=2), EPOCHS, prune_at=7)
     log_run(root / "without_ablation", Training(LAYERS, seed=3, ablation=False), 4)
-    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, seed=5), 3)
+    log_run(root / "contribution", Training(CONTRIBUTING, contributions=True, images=True, seed=5), 3)
+    with SummaryWriter(root / "only_pruning") as writer:
+        state = PRUNED.state_dict()
+        state["steps"][1]["predicted_accuracy"] = 0.91
+        write_pruning(writer, state, epoch=3, step=300)
     harmful = Training((replace(LAYERS[0], name=f"layer {MARKUP}"),), (MARKUP, *CLASSES[1:]), seed=4)
     log_run(root / f"zz {MARKUP}".replace("/", ""), harmful, 3)
     return root

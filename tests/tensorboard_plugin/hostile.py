@@ -23,7 +23,14 @@ from werkzeug.test import Client
 from lightning_unitrole.tensorboard_plugin.index import printable
 from lightning_unitrole.tensorboard_plugin.packing import deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import UnitRolesPlugin
-from lightning_unitrole.tensorboard_plugin.schema import CONTRIBUTIONS, EFFECTS, MEASURES, OVERVIEW_COLUMNS
+from lightning_unitrole.tensorboard_plugin.schema import (
+    CONTRIBUTIONS,
+    CUT_COLUMNS,
+    EFFECTS,
+    MEASURES,
+    NETWORK_COLUMNS,
+    OVERVIEW_COLUMNS,
+)
 
 UNITS, CLASSES, STEPS = 6, 3, 3
 INDEX: dict[str, Any] = {
@@ -70,6 +77,32 @@ def contents(step: int) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {
                 name: np.linspace(-1, 1, CLASSES * UNITS, dtype=np.float16).reshape(CLASSES, UNITS)
                 for name in CONTRIBUTIONS
+            },
+        ),
+        "conv1/examples": (
+            {**layer, "map": [2, 2]},
+            {
+                "images": np.arange(12 * UNITS).reshape(2, 2, 3, UNITS) % 5 * 1.0,
+                "values": np.full((2, 2, 3, UNITS), 0.5, np.float16),
+                "classes": np.full((2, 2, 3, UNITS), 1, np.uint16),
+                "maps": np.full((2, 2, 3, UNITS, 4), 200, np.uint8),
+                "twins": np.array([[1, 0, 3, 2, 9, 65535]], np.uint16),
+                "correlation": np.full((1, UNITS), 0.5, np.float16),
+            },
+        ),
+        "thumbnails": (info, {"names": np.arange(1.0, 5), "pixels": np.full((4, 5, 6, 3), 99, np.uint8)}),
+        "pruning": (
+            {
+                **info,
+                "layers": ["conv1", "conv2"],
+                "columns": {"network": list(NETWORK_COLUMNS), "cuts": list(CUT_COLUMNS)},
+                "kept_whole": {"conv3": "it is fixed"},
+            },
+            {
+                "network": np.ones((2, len(NETWORK_COLUMNS))),
+                "cuts": np.ones((2, len(CUT_COLUMNS))),
+                "widths": np.array([[4, 2], [3, 2]], np.uint32),
+                "cut_at": np.array([0, 1, 0, 0, 0, 0], np.uint16),
             },
         ),
         "conv1/curves": (
@@ -128,6 +161,8 @@ ROUTES = (
     ("classes", {"layer": "0", "class": "1"}),
     ("unit", {"layer": "0", "unit": "0"}),
     ("contributions", {"layer": "0", "unit": "0", "step": "1"}),
+    ("examples", {"layer": "0", "unit": "0", "step": "1"}),
+    ("pruning", {}),
     ("curves", {"layer": "0", "class": "all"}),
     ("curves", {"layer": "0", "class": "0"}),
 )
@@ -145,7 +180,7 @@ def visit(log: Log) -> int:
     answer = json.loads(response.data, parse_constant=_refuse)
     names = [run["name"] for run in answer["runs"]]
     assert "sound" in names, "a bad run must not take others with it"
-    assert all(run["layers"] for run in answer["runs"])
+    assert all(run["layers"] or run["pruned"] for run in answer["runs"])
     assert len(names) + len({skipped["run"] for skipped in answer["skipped"]} - set(names)) == 2, "nobody tells why"
     shown = 0
     for path, query in ROUTES:
@@ -157,7 +192,8 @@ def visit(log: Log) -> int:
         info, arrays = unpack(response.data)
         steps = len(arrays["steps"])
         assert all(isinstance(reason, str) for reason in info["skipped"])
-        assert all(len(array) == steps for name, array in arrays.items() if path != "curves" or name == "epochs")
+        alike = path not in ("curves", "examples", "pruning")
+        assert all(len(array) == steps for name, array in arrays.items() if alike or name == "epochs")
         shown += steps > 0
     return shown
 

@@ -23,6 +23,7 @@ from lightning_unitrole.reports.effects import (
     overall_effects,
     roles_from_effects,
 )
+from lightning_unitrole.reports.examples import LayerExamples, SplitExamples
 from lightning_unitrole.reports.layer import LayerReport, RemovalCheck, SplitReport
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, summarize_roles
@@ -80,12 +81,14 @@ class Training:
         ablation: bool = True,
         class_curves: bool = True,
         contributions: bool = False,
+        images: bool = False,
+        images_each: int = 50,
         points: int = 33,
         seed: int = 0,
     ) -> None:
         self.layers, self.classes, self.seed = tuple(layers), tuple(classes), seed
         self.ablation, self.class_curves, self.points = ablation, class_curves and not contributions, points
-        self.contributions = contributions
+        self.contributions, self.images, self.images_each = contributions, images, images_each
         self.random = np.random.default_rng(seed)
         self.latent = {spec.name: self.random.normal(0, 1, (len(classes), spec.units)) for spec in layers}
         # Some units lean to the training images, a few to the validation images.
@@ -103,7 +106,31 @@ class Training:
             slots = (kept or {}).get(spec.name, np.arange(spec.units))
             reports[spec.name] = self._layer(spec, depth / max(1, len(self.layers) - 1), progress, slots)
         definition = "contribution" if self.contributions else "turning_point"
-        return UnitReport(reports, {}, self.classes, "feature_entropy", epoch, step, definition)
+        examples = self._examples(reports) if self.images else {}
+        return UnitReport(reports, {}, self.classes, "feature_entropy", epoch, step, definition, examples)
+
+    def _examples(self, layers: dict[str, LayerReport]) -> dict[str, SplitExamples]:
+        """Six pictures for each side, of another grey each; unit u looks at those with places u, u + 1 and u + 2."""
+        found = {}
+        for side, split in enumerate(("train", "val")):
+            shades = torch.arange(6, dtype=torch.uint8) * 40 + 5 * side
+            pictures = shades.view(6, 1, 1, 1).expand(6, 16, 16, 1).contiguous()
+            of_layer = {}
+            for name, layer in layers.items():
+                units = torch.arange(layer.num_units)
+                images = (units + torch.arange(3).view(3, 1)) % 6
+                values = torch.tensor([0.5, 0.3, 0.1]).view(3, 1).expand(3, layer.num_units)
+                maps = torch.zeros(2, 3, layer.num_units, 4, 4, dtype=torch.uint8)
+                maps[..., 0, 0] = 255
+                of_layer[name] = LayerExamples(
+                    images=torch.stack([images, images]),
+                    values=torch.stack([values, 10 * values]),
+                    maps=maps,
+                    twins=((units + 1) % layer.num_units).unsqueeze(0),
+                    correlation=torch.full((1, layer.num_units), 0.75),
+                )
+            found[split] = SplitExamples(pictures, torch.arange(6) % len(self.classes), of_layer)
+        return found
 
     def _layer(self, spec: Spec, depth: float, progress: float, slots: np.ndarray) -> LayerReport:
         strength = (self.latent[spec.name] + self.quality[spec.name])[:, slots] + 1.6 * progress - 0.9
@@ -163,8 +190,9 @@ class Training:
             check=check,
         )
 
-    def _measured(self, mean: np.ndarray, noise: float, images: int = 50) -> Contributions:
-        """Sums over so many images in each half, drawn around the mean."""
+    def _measured(self, mean: np.ndarray, noise: float) -> Contributions:
+        """Sums over the images in each half, drawn around the mean."""
+        images = self.images_each
         each = self.random.normal(mean, 0.2 * noise, (2, images, *mean.shape))
         sums, counted = torch.from_numpy(each.sum(1)), torch.full((2, len(mean)), images)
         whole = sums.sum(-1)

@@ -33,6 +33,8 @@ def test_axe_finds_nothing_serious_in_any_view(driver: Any, fast: str, dark: boo
         found[view] = problems(page)
     page.show(view="overview", form="charts")
     found["charts"] = problems(page)
+    page.show(run="only_pruning", view="pruning")
+    found["pruning"] = problems(page)
     page.js("window.unitRoles.help.showModal()")
     found["help"] = problems(page)
     assert not {view: each for view, each in found.items() if each}

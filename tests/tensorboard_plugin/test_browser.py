@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_unitrole.reports.vocabulary import ROLE_OF, ROLES, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.packing import unpack
 from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_TAG
-from lightning_unitrole.tensorboard_plugin.summary import _write, write_report
+from lightning_unitrole.tensorboard_plugin.summary import write_contents, write_report
 
 VIEWS = ("overview", "units", "transitions", "entropy", "ablation", "unit", "runs")
 LIGHT = {role.name.lower(): role.light for role in ROLES}
@@ -233,12 +233,12 @@ def test_a_reload_shows_what_a_live_run_has_logged_since(driver: Any, tmp_path: 
 def test_what_cannot_be_shown_is_told_in_words(driver: Any, tmp_path: Path) -> None:
     log_run(tmp_path / "good", Training(LAYERS[:1]), 3)
     with SummaryWriter(tmp_path / "newer") as writer:
-        _write(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
+        write_contents(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
     with SummaryWriter(tmp_path / "partly") as writer:
         training, known = Training(LAYERS[:2], seed=1), None
         for step in range(3):
             known = write_report(writer, training.report(step, 3), step=step, known=known)
-        _write(writer, {f"unit_roles/{LAYERS[1].name}/{part}": b"?" for part in ("state", "curves")}, b"", 1000)
+        write_contents(writer, {f"unit_roles/{LAYERS[1].name}/{part}": b"?" for part in ("state", "curves")}, b"", 1000)
     with tensorboard(tmp_path, runs=2) as address:
         page = Page(driver, address, run="partly", layer=LAYERS[1].name)
         assert "newer: The run cannot be shown: a newer version" in page.text(".notice")
@@ -253,7 +253,7 @@ def test_what_cannot_be_shown_is_told_in_words(driver: Any, tmp_path: Path) -> N
 
 def test_where_no_run_can_be_shown_the_reasons_are(driver: Any, tmp_path: Path) -> None:
     with SummaryWriter(tmp_path / "newer") as writer:
-        _write(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
+        write_contents(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
     with tensorboard(tmp_path, runs=0) as address:
         get(f"{address}/data/plugin/unit_roles/runs")
         page = Page(driver, address)

@@ -187,3 +187,38 @@ def test_a_legend_says_what_the_roles_mean(driver: Any, fast: str) -> None:
     assert ROLE_OF[3].meaning in page.text(".view-units .legend")
     page.press("\ue011")  # Home: the view is drawn anew
     assert ROLE_OF[3].meaning in page.text(".view-units .legend")
+
+
+def test_a_unit_shows_the_images_it_looks_at(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="contribution", layer="features.3", view="unit", unit="2")
+    figures = "[...document.querySelectorAll('.looks-at figure')].filter(f => f.dataset.kind === '{}')"
+    for kind, first in (("contribution", "+0.50 nats"), ("activation", "peak 5.00")):
+        captions = page.js(f"return {figures.format(kind)}.map(f => f.dataset.split + ' ' + f.innerText)")
+        assert len(captions) == 6
+        assert captions[0].split() == ["val", "bird", *first.split()]
+        assert captions[3].split() == ["train", "bird", *first.split()]
+    middle = (
+        "return [...document.querySelectorAll('.looks-at canvas')].map(c => [...c.getContext('2d')"
+        ".getImageData(c.width - 9, c.height - 9, 1, 1).data])"
+    )
+    # picture 2 of the side first, then 3 and 4; the far corner is not under the map
+    assert [shade[0] for shade in page.js(middle)[:6]] == [85, 125, 165, 80, 120, 160]
+    corner = middle.replace("c.width - 9, c.height - 9", "5, 5")
+    covered = page.js(corner)[0]
+    assert covered[0] > 150
+    assert covered[2] < 50  # orange
+    page.js("document.querySelector('.looks-at input').click()")
+    page.drawn()
+    assert page.js(corner)[0] == [85, 85, 85, 255]
+    assert "unit 3 (correlation 0.75)" in page.text(".twins")
+    page.js("document.querySelector('[data-twin]').click()")
+    page.drawn()
+    assert page.js("return document.querySelector('.unit-picker input').value") == "3"
+    assert page.errors() == []
+
+
+def test_a_run_without_images_says_nothing_of_them(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="baseline", layer="features.3", view="unit")
+    assert page.find(".looks-at") == []
+    assert "of 48 in features.3" in page.text(".unit-head")
+    assert page.errors() == []

@@ -39,6 +39,7 @@ def test_the_check_can_fail() -> None:
         visit(log)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("block", range(4))
 def test_a_thousand_mutated_logs_raise_nothing(block: int) -> None:
     """Most of them still show what is sound in them."""
@@ -61,6 +62,7 @@ def grown(*names: str) -> dict[str, float]:
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_no_crafted_log_takes_much_memory() -> None:
     """All in one process, whose peak no case may raise: quicker than a process for each."""
     growth = grown(*NASTY)

@@ -19,7 +19,7 @@ from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, UNDECIDED
 from lightning_unitrole.tensorboard_plugin.packing import Array, inflate, unpack
 from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
-from lightning_unitrole.tensorboard_plugin.summary import PluginState, write_report
+from lightning_unitrole.tensorboard_plugin.summary import PluginState, _first_state, write_report
 
 SMALL = (Spec("conv1", 6, (8, 8)), Spec("conv2", 4, (4, 4)))
 
@@ -255,11 +255,31 @@ def test_steps_have_to_grow(log: Log) -> None:
         log.write(training.report(2, 5), 4)
 
 
-def test_many_classes_are_bounded(log: Log) -> None:
+def test_many_classes_are_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"class {index}" for index in range(50))
-    known = log.write(Training(SMALL[:1], names).report(0, 5), 1)
-    assert known.class_names == names[:20]
-    assert log.tag("unit_roles/conv1/classes")[1][1]["roles"].shape == (20, 6)
+    known = log.write(Training(SMALL[:1], names).report(0, 5), 1, max_classes=30)
+    assert known.classes == tuple(range(30))
+    assert known.class_names == names
+    assert log.tag("unit_roles/conv1/classes")[1][1]["roles"].shape == (30, 6)
+    first = Training(SMALL[:1], names).report(0, 5)
+    for pairs, classes in ((1 << 20, 50), (180, 30), (6, 20)):
+        monkeypatch.setattr("lightning_unitrole.tensorboard_plugin.summary.MAX_PAIRS", pairs)
+        assert len(_first_state(first, {}, {}, None).classes) == classes
+
+
+def test_of_many_classes_the_strongest_of_each_unit_are_logged(log: Log) -> None:
+    names = tuple(f"class {index}" for index in range(50))
+    report = Training(CONTRIBUTING[:1], names, contributions=True).report(4, 5)
+    log.write(report, 1)
+    means = report.layers["features.0"].val.contributions.by_class().mean.numpy()
+    _, arrays = log.tag("unit_roles/features.0/contributions")[1]
+    assert arrays["classes"].shape == arrays["error_train"].shape == (20, 16)
+    for unit in range(16):
+        strongest = np.argsort(-np.abs(means[:, unit]))[:20]
+        assert set(arrays["classes"][:, unit]) == set(strongest)
+        logged = means[arrays["classes"][:, unit], unit]
+        np.testing.assert_allclose(arrays["contribution_val"][:, unit], logged, rtol=1e-3)
+        assert (np.diff(logged) <= 0).all()
 
 
 def test_a_report_is_small(log: Log) -> None:
@@ -335,3 +355,27 @@ def test_reports_by_turning_point_log_nothing_of_contributions(log: Log) -> None
 
 def test_pruning_keeps_order() -> None:
     assert (np.diff(prune(SMALL[0], 0.5)) > 0).all()
+
+
+def test_each_picture_is_logged_once_and_units_keep_their_number(log: Log) -> None:
+    training = Training(CONTRIBUTING[:1], contributions=True, images=True)
+    name = CONTRIBUTING[0].name
+    log.write(training.report(0, 3), 0)
+    kept = np.array([3, 5, 9])
+    state = log.write(training.report(1, 3, {name: kept}), 1, kept={name: kept})
+    pictures = log.tag("unit_roles/thumbnails")
+    assert list(pictures) == [0]
+    assert pictures[0][1]["pixels"].shape == (12, 16, 16, 1)
+    assert len(state.thumbnails) == 12
+    _, first = log.tag(f"unit_roles/{name}/examples")[0]
+    _, second = log.tag(f"unit_roles/{name}/examples")[1]
+    assert np.array_equal(second["images"][..., kept], first["images"][..., [0, 1, 2]])  # the same first three units
+    assert (second["images"][..., [0, 1, 2]] == 0).all()
+    assert second["twins"][0, kept].tolist() == [5, 9, 3]
+    assert set(first["images"].ravel()) <= set(pictures[0][1]["names"])
+
+
+def test_pictures_have_a_bound(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_unitrole.tensorboard_plugin.examples.MAX_THUMBNAIL_BYTES", 5 * 256)
+    log.write(Training(CONTRIBUTING[:1], contributions=True, images=True).report(0, 3), 0)
+    assert log.tag("unit_roles/thumbnails")[0][1]["pixels"].shape == (5, 16, 16, 1)

@@ -50,6 +50,7 @@ def check_counts(
         assert torch.equal(non_finite.cpu().long() - 1, lost), dtype
 
 
+@pytest.mark.sampled(2)
 # An odd number of 16-bit bins takes another path on a GPU than an even one.
 @pytest.mark.parametrize(("units", "max_birth"), [(5, 50), (4, 50), (3, 8)])
 def test_counts(units: int, max_birth: int, subject: Subject) -> None:
@@ -164,6 +165,7 @@ def test_betti_curve_without_ripser(monkeypatch: pytest.MonkeyPatch) -> None:
         betti_curve(torch.rand(5, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", "import numba"], ids=["as-is", "the-check-can-fail"])
 def test_import_is_cheap(extra: str) -> None:
     program = (

@@ -69,12 +69,14 @@ def test_hand_worked(subject: Subject) -> None:
         subject.must_find(births, maps, ", ".join(names))
 
 
+@pytest.mark.slow
 def test_every_size(subject: Subject) -> None:
     for n in subject.of([3, 4, 5, 6, 9, 13, 16, 17, 31, 33, 40, 64, 65, 100, 129, 256], 3, 4, 6, 13, 17, 33, 65):
         count = max(1, min(20, 600 // n**2 if subject.backend == "triton" else 4000 // n))
         subject.must_equal_ripser(gaussian(count, n, n, seed=n), f"{n}x{n}")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
 def test_ties(relu: bool, subject: Subject) -> None:
     interpreted = subject.backend == "triton" and subject.device.type == "cpu"
@@ -132,6 +134,7 @@ def test_minus_zero_is_zero(subject: Subject) -> None:
     subject.must_find(birth_points(maps, backend="ripser"), flipped, "zeros of either sign")
 
 
+@pytest.mark.sampled(1)
 def test_settings(subject: Subject) -> None:
     count, n = (4, 8) if subject.backend == "triton" else (60, 12)
     settings = [(birth, density) for birth in (1, 5, 50, 255, 1000) for density in (0.05, 0.5, 0.8, 1.0)]
@@ -161,6 +164,7 @@ def strided() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_strides_and_leading_dimensions(dtype: torch.dtype, subject: Subject) -> None:
     kept = subject.of(list(strided()), "channels_last", "window-of-nan", "not-square", "six-dimensions")

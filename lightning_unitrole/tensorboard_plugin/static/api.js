@@ -8,7 +8,12 @@ const FIELDS = ['roles', 'rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 
 const KEEP = { layer: 3, classes: 6 };
 
 async function request(path, parameters) {
-  const response = await fetch(`./${path}?${new URLSearchParams(parameters)}`);
+  let response;
+  try {
+    response = await fetch(`./${path}?${new URLSearchParams(parameters)}`);
+  } catch {
+    throw new Error('TensorBoard does not answer. Has it been stopped? Start it again, then reload this page.');
+  }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
   throw new Error(problem.error || `TensorBoard answered ${response.status} to ${path}.`);
@@ -61,6 +66,16 @@ export class Api {
   // contribution of a unit to each class at one step, with its standard error
   contributions(run, layer, unit, step) {
     return this.get('contributions', { run, layer, unit, step });
+  }
+
+  // the images that a unit responds to at one step, with their pixels, and its twins
+  examples(run, layer, unit, step) {
+    return this.get('examples', { run, layer, unit, step });
+  }
+
+  // what pruning did so far
+  pruning(run) {
+    return this.get('pruning', { run });
   }
 
   curves(run, layer, klass) {

@@ -1,7 +1,7 @@
 // The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
 import { Api } from './api.js';
 import { indexOf } from './derive.js';
-import { choice, h, keepFocus, plural, select, whole } from './dom.js';
+import { choice, h, keepFocus, plural, search, select, whole } from './dom.js';
 import { buildFrame, emptyState, notice } from './frame.js';
 import { watchDarkMode, watchReload } from './host.js';
 import { Palette } from './palette.js';
@@ -11,13 +11,16 @@ import { warn } from './views/doubts.js';
 import { entropy } from './views/entropy.js';
 import { read } from './views/layers.js';
 import { overview } from './views/overview.js';
+import { pruning } from './views/pruning.js';
 import { runs } from './views/runs.js';
 import { transitions } from './views/transitions.js';
 import { unit } from './views/unit.js';
 import { units } from './views/units.js';
 import { ROLE, roleOf } from './vocabulary.js';
 
-const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs];
+const VIEWS = [overview, units, transitions, entropy, ablation, unit, runs, pruning];
+
+const MANY_CLASSES = 30; // more are searched by name
 
 export class App {
   constructor(root) {
@@ -47,6 +50,7 @@ export class App {
     });
     window.unitRoles = this; // for scripts that drive the page
     window.focus(); // so that the keys work at once
+    this.say(h('p', {}, 'Reading the logs …'));
     await this.reload();
   }
 
@@ -67,12 +71,13 @@ export class App {
       this.loaded = true;
       await this.refresh();
     } catch (error) {
-      this.say(h('p', {}, `The roles could not be read: ${error.message}`));
+      this.say([h('h2', {}, 'The roles could not be read'), h('p', {}, error.message)]);
     }
   }
 
   get run() {
-    return this.index.find((run) => run.name === this.state.get('run')) || this.index[0];
+    const wanted = this.index.find((run) => run.name === this.state.get('run'));
+    return wanted || this.index.find((run) => run.layers.length) || this.index[0];
   }
 
   get layer() {
@@ -80,6 +85,15 @@ export class App {
     const found = layers.findIndex((layer) => layer.name === this.state.get('layer'));
     const place = found < 0 ? layers.length - 1 : found;
     return { ...layers[place], index: place };
+  }
+
+  // The views that the run in sight has something for.
+  get views() {
+    return VIEWS.filter((view) => (view.alone ? this.run.pruned : this.run.layers.length > 0));
+  }
+
+  get view() {
+    return this.views.find(({ id }) => id === this.state.get('view')) || this.views[0];
   }
 
   // 'all', or the place of a class
@@ -160,30 +174,35 @@ export class App {
     }
     this.busy = true;
     const asked = performance.now();
-    const view = VIEWS.find((candidate) => candidate.id === this.state.get('view')) || VIEWS[0];
+    const { view } = this;
     for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
     for (const tab of this.tabs.querySelectorAll('[role=tab]')) {
       tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
       tab.tabIndex = tab.id === `tab-${view.id}` ? 0 : -1;
+      tab.hidden = !this.views.some(({ id }) => tab.id === `tab-${id}`);
     }
     this.drawControls(view);
+    this.cursor.hidden = Boolean(view.alone);
     const panel = this.panels.get(view.id);
     if (!this.drawn.has(view.id)) this.drawn.set(view.id, view.create(this, panel));
     const instance = this.drawn.get(view.id);
     const slow = setTimeout(() => panel.classList.add('loading'), 200);
     try {
-      const [steps, data] = await Promise.all([this.api.overview(this.run.name), instance.load()]);
+      const analysed = this.run.layers.length > 0;
+      const [steps, data] = await Promise.all([analysed && this.api.overview(this.run.name), instance.load()]);
       if (token !== this.token) return;
       this.notice.replaceChildren(...notice([...this.skipped, ...this.named(this.api.skipped())]));
-      if (!steps.steps.length) {
+      if (analysed && !steps.steps.length) {
         const why = steps.info.skipped.join(' ');
         throw new Error(`there is no analysis of the run “${this.run.name}” to show. ${why}`);
       }
       this.message.hidden = true;
       this.main.classList.remove('failed');
-      this.drawCursor(this.time(steps));
-      this.table = read(this, steps);
-      this.doubt.replaceChildren(...warn(this, view.id, panel));
+      if (analysed) {
+        this.drawCursor(this.time(steps));
+        this.table = read(this, steps);
+      }
+      this.doubt.replaceChildren(...(view.alone ? [] : warn(this, view.id, panel)));
       const start = performance.now();
       keepFocus(() => instance.draw(data));
       panel.getBoundingClientRect(); // so that the layout is part of the measured time
@@ -193,7 +212,7 @@ export class App {
     } catch (error) {
       if (token !== this.token) return;
       console.error(error);
-      this.say(h('p', {}, `This view could not be drawn: ${error.message}`));
+      this.say([h('h2', {}, 'This view could not be drawn'), h('p', {}, error.message)]);
     } finally {
       clearTimeout(slow);
       panel.classList.remove('loading');
@@ -213,7 +232,8 @@ export class App {
   }
 
   drawControls(view) {
-    const { run, layer, klass } = this;
+    const { run } = this;
+    const { layer, klass } = run.layers.length ? this : {};
     const uses = new Set(view.uses);
     const fields = [];
     const pickRun = (name) => this.set({ run: name, step: '', from: '', filter: '' });
@@ -239,17 +259,18 @@ export class App {
     }
     if (uses.has('class')) {
       const more = run.num_classes - run.classes.length;
+      const field = run.classes.length > MANY_CLASSES ? search : select;
       const options = [
         ['all', view.allClasses || 'All classes together'],
         ...run.class_names.map((name, place) => [String(place), name]),
       ];
       fields.push(
-        select('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), {
+        field('Class', options, String(klass), (value) => this.set({ klass: value, filter: '' }), {
           title: more > 0 ? `${more} more classes are part of "all" but were not logged one by one` : null,
         }),
       );
     }
-    const signature = JSON.stringify([view.id, run, layer.name, klass, this.index.map(({ name }) => name)]);
+    const signature = JSON.stringify([view.id, run, layer?.name, klass, this.index.map(({ name }) => name)]);
     if (this.controls.dataset.signature === signature) return; // keeps the focus where it is
     this.controls.dataset.signature = signature;
     keepFocus(() => this.controls.replaceChildren(...fields));
@@ -331,7 +352,7 @@ export class App {
       p: () => this.play(),
     };
     const view = /^[1-9]$/.test(event.key) && VIEWS[Number(event.key) - 1];
-    if (view) actions[event.key] = () => this.set({ view: view.id });
+    if (view && this.views.includes(view)) actions[event.key] = () => this.set({ view: view.id });
     const action = actions[event.key];
     if (!action) return;
     event.preventDefault();
@@ -340,6 +361,7 @@ export class App {
 
   nextLayer(by) {
     const { layers } = this.run;
+    if (!layers.length) return;
     const next = Math.min(layers.length - 1, Math.max(0, this.layer.index + by));
     this.set({ layer: layers[next].name, unit: '', filter: '' });
   }

@@ -94,7 +94,7 @@ function inWords({ label, yLabel, xLabel, yFormat = shortNumber }, series) {
 }
 
 // options: width, height, xDomain, yDomain, xTicks [{at, label}], yFormat, xLabel, yLabel, label (for screen readers),
-// series [{points, colour, dash, width, name, dots}], bands [{points: [x, low, high], colour, opacity}],
+// series [{points, colour, dash, width, name, dots, faded}], bands [{points: [x, low, high], colour, opacity}],
 // cursor, onpick(x), describe(x) -> lines, marks: SVG nodes from (x, y) => nodes
 export function chart(options) {
   const { width, height, xDomain, yDomain, series = [], bands = [] } = options;
@@ -121,6 +121,7 @@ export function chart(options) {
       stroke: line.colour,
       'stroke-width': line.width || 2,
       'stroke-dasharray': line.dash || null,
+      'stroke-opacity': line.faded ? 0.35 : null,
     }),
     // A line of a single point would not be seen.
     (line.dots || line.points.length === 1) &&

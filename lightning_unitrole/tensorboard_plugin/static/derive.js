@@ -1,12 +1,15 @@
 // What the views compute from roles [steps, units] and measures; pure functions on flat typed arrays.
 import { isRole, STACK } from './vocabulary.js';
 
-// The roles to explain: the real ones, and what else occurs.
+// The roles to explain: the real ones where there are any, and what else occurs.
 const seen = new WeakMap();
 export function codesIn(roles) {
   if (!seen.has(roles)) {
-    const occurs = (code) => isRole(code) || roles.includes(code);
-    seen.set(roles, STACK.filter(occurs));
+    const any = roles.some(isRole);
+    seen.set(
+      roles,
+      STACK.filter((code) => (any && isRole(code)) || roles.includes(code)),
+    );
   }
   return seen.get(roles);
 }
@@ -19,8 +22,30 @@ export function indexOf(steps, step) {
   return found;
 }
 
-// For each unit: how often its role changed up to step `until`, and since which step it has had the role it has there.
-export function history(roles, units, until) {
+// Whether a unit changed between two analyses: its role differs, and where contributions were measured, one of them
+// differs by more than so many standard errors of the difference. Both analyses look at the same images, so that
+// their errors go together and the test is a careful one.
+export const CHANGE_ERRORS = 2;
+export function changed(data, unit, from, to) {
+  const [a, b] = [from * data.units + unit, to * data.units + unit];
+  if (data.roles[a] === data.roles[b] || !isRole(data.roles[a]) || !isRole(data.roles[b])) return false;
+  const beyond = (side) => {
+    const [mean, error] = [data[`contribution_${side}`], data[`error_${side}`]];
+    return Math.abs(mean[b] - mean[a]) > CHANGE_ERRORS * Math.hypot(error[a], error[b]);
+  };
+  return !tested(data, a, b) || beyond('val') || beyond('train');
+}
+
+const tested = (data, ...places) => places.every((place) => Number.isFinite(data.error_val?.[place]));
+
+// Which units changed since the analysis before, at one analysis.
+export function changedAt(data, at) {
+  return Uint8Array.from({ length: data.units }, (_, unit) => at > 0 && changed(data, unit, at - 1, at));
+}
+
+// For each unit: how often it changed up to step `until`, and since which step it has had the role it has there.
+export function history(data, until) {
+  const { roles, units } = data;
   const changes = new Uint16Array(units);
   const stable = new Uint16Array(units);
   for (let t = 1; t <= until; t++) {
@@ -28,7 +53,7 @@ export function history(roles, units, until) {
     for (let u = 0; u < units; u++) {
       if (roles[row + u] === roles[row - units + u]) continue;
       stable[u] = t;
-      if (isRole(roles[row + u]) && isRole(roles[row - units + u])) changes[u]++;
+      if (changed(data, u, t - 1, t)) changes[u]++;
     }
   }
   return { changes, stable };
@@ -101,10 +126,11 @@ export function bins(values, low, high, size) {
 }
 
 // Units in the order in which the raster shows them. Ties keep the order of the unit numbers.
-export function order(sort, { roles, units, at, measure, contribution }) {
+export function order(sort, data, at) {
+  const { roles, units, entropy_val: measure, contribution_val: contribution } = data;
   const indices = Array.from({ length: units }, (_, u) => u);
   const last = (value) => (Number.isFinite(value) ? value : Infinity);
-  const { changes, stable } = history(roles, units, at);
+  const { changes, stable } = history(data, at);
   const keys = {
     unit: () => 0,
     role: (u) => STACK.indexOf(roles[at * units + u]),

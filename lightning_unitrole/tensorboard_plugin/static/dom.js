@@ -71,6 +71,31 @@ export function select(label, options, value, onchange, attributes = {}) {
   return h('label', { class: 'field' }, h('span', {}, label), element);
 }
 
+// A field to search a long list by name; what is not in the list is not taken.
+export function search(label, options, value, onchange, attributes = {}) {
+  const names = new Map(options.map(([key, text]) => [text, key]));
+  const shown = options.find(([key]) => key === value)?.[1] ?? '';
+  const list = h(
+    'datalist',
+    { id: `list-${label.replace(/\W+/g, '-')}` },
+    options.map(([, text]) => h('option', { value: text })),
+  );
+  const element = h('input', {
+    ...attributes,
+    type: 'search',
+    list: list.id,
+    value: shown,
+    placeholder: shown,
+    'aria-label': label,
+    onfocus: (event) => event.target.select(),
+    onchange(event) {
+      if (names.has(event.target.value)) onchange(names.get(event.target.value));
+      else event.target.value = shown;
+    },
+  });
+  return h('label', { class: 'field' }, h('span', {}, label), element, list);
+}
+
 // Redraw without taking the focus away from who uses the keyboard: the same control, made anew, gets it back.
 export function keepFocus(redraw) {
   const focused = document.activeElement;
@@ -97,4 +122,4 @@ export function signed(value, digits = 2) {
   return Number(text) === 0 ? text : `${value > 0 ? '+' : '−'}${text}`;
 }
 export const whole = (value) => Number(value).toLocaleString('en-US');
-export const plural = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
+export const plural = (count, noun, nouns = `${noun}s`) => `${whole(count)} ${count === 1 ? noun : nouns}`;

@@ -6,7 +6,7 @@ export function buildFrame(app, views) {
   const help = helpDialog();
   const tabs = h(
     'div',
-    { class: 'tabs', role: 'tablist', 'aria-label': 'Views', onkeydown: (event) => walk(event, app, views) },
+    { class: 'tabs', role: 'tablist', 'aria-label': 'Views', onkeydown: (event) => walk(event, app) },
     views.map((view, place) =>
       h(
         'button',
@@ -91,7 +91,9 @@ export function buildFrame(app, views) {
 }
 
 // Arrow keys, Home and End walk through the tabs, and do not move the cursor there.
-function walk(event, app, views) {
+function walk(event, app) {
+  if (!app.index.length) return;
+  const { views } = app;
   const at = views.findIndex(({ id }) => event.target.id === `tab-${id}`);
   const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: views.length - 1 }[event.key];
   if (at < 0 || to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -134,7 +136,8 @@ export function emptyState(skipped) {
       {},
       'Then point TensorBoard at that directory (',
       h('code', {}, 'tensorboard --logdir logs'),
-      ') and reload. If training has just begun, the first analysis comes at the end of its first epoch.',
+      ') and reload, with the round arrow above: TensorBoard reloads by itself only if its settings say so. If ' +
+        'training has just begun, the first analysis comes at the end of its first epoch.',
     ),
   ];
 }

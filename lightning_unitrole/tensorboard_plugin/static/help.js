@@ -4,7 +4,7 @@ import { glossary } from './vocabulary.js';
 
 const KEYS = [
   ['← →', 'move the cursor; with Shift by ten, Home and End to the ends'],
-  ['1 – 7', 'choose a view; ← → among the tabs'],
+  ['1 – 8', 'choose a view; ← → among the tabs'],
   ['[ ]', 'layer before, layer after'],
   ['↑ ↓ Enter', 'in the raster: choose a unit, inspect it'],
   ['P', 'play, pause'],
@@ -25,6 +25,13 @@ export const helpDialog = () =>
     { class: 'keys', 'aria-label': 'Glossary and keys' },
     h('h2', { tabindex: -1, autofocus: true }, 'What the words mean'), // not the button, far below
     list(glossary.map(({ name, meaning }) => [name, meaning])),
+    h('h2', {}, 'New analyses'),
+    h(
+      'p',
+      {},
+      'TensorBoard shows what a running training has logged since when it reloads: with the round arrow at the top ' +
+        'right, or by itself if “Reload data” is on in its settings.',
+    ),
     h('h2', {}, 'Keys'),
     list(KEYS),
     h('form', { method: 'dialog' }, h('button', { class: 'plain' }, 'Close')),

@@ -46,6 +46,7 @@ export class Palette {
     // A hatched role is left open, for the pattern below the image to show through.
     for (const code of STACK) this.rolePixels[code] = roleOf(code).fill === 'hatched' ? 0 : this.pixel(code);
     this.ramp = ramp(256);
+    this.change = dark ? '#f5d90a' : '#e0007a'; // unlike every role
     this.hatch = this.hatched(ROLE.UNDECIDED);
   }
 
@@ -78,6 +79,7 @@ export class Palette {
       root.style.setProperty(`--role-${code}`, roleOf(code).fill === 'hatched' ? stripes : colour);
     }
     root.style.setProperty('--surface', this.background);
+    root.style.setProperty('--change', this.change);
     root.style.setProperty('--hatch', this.colour(ROLE.UNDECIDED));
     root.style.setProperty('--ramp', `linear-gradient(to right, ${VIRIDIS.join(', ')})`);
   }

@@ -3,19 +3,31 @@
 
 import { analysisTicks, shortNumber } from './charts.js';
 import { h, tooltip } from './dom.js';
-import { ROLE, roleOf } from './vocabulary.js';
+import { ROLE, roleOf, STACK } from './vocabulary.js';
 
 const LEFT = 68; // labels of units, and the strip of roles at the cursor
 const BOTTOM = 40;
 const TOP = 9;
 const RIGHT = 10;
 const STRIP = 8;
-const LARGEST_COLUMN = 120;
+const CHANGE = 5; // width of the mark of a change
+
+// Where each role stands in the stack; filled when the first raster is made, after the roles are known.
+const PLACE = new Uint8Array(256);
+
+// One of several units: of all rows together each rank comes up as often as it should, so shares are right to the eye.
+function quantile(units, rank, row) {
+  const sorted = [...units].sort((a, b) => rank(a) - rank(b));
+  return sorted[Math.floor(sorted.length * ((0.5 + 0.618034 * row) % 1))];
+}
 
 export class Raster {
   // onpick(unit, at), onopen(unit), describe(unit, at) -> lines
   constructor({ onpick, onopen, describe }) {
     Object.assign(this, { onpick, onopen, describe });
+    STACK.forEach((code, place) => {
+      PLACE[code] = place;
+    });
     this.canvas = h('canvas', {});
     this.spacer = h('div', { class: 'raster-spacer' });
     this.element = h(
@@ -43,31 +55,33 @@ export class Raster {
     const before = this.model;
     this.model = model;
     const same = before && ['roles', 'values', 'order', 'palette'].every((key) => before[key] === model[key]);
-    if (!same) this.image = this.render(model);
+    if (!same) this.image = null;
     this.layout();
   }
 
-  render({ roles, values, range, units, order, palette, labels }) {
+  // So many rows, each for one unit, or for several units where there is less room.
+  render({ roles, values, range, units, order, palette, labels }, rows) {
     const columns = labels.length;
-    const image = new ImageData(columns, Math.max(1, order.length));
+    const image = new ImageData(columns, Math.max(1, rows));
     const pixels = new Uint32Array(image.data.buffer);
     const scale = 255 / (range[1] - range[0] || 1);
-    for (let t = 0; t < columns; t++) {
-      const at = t * units;
-      for (let row = 0; row < order.length; row++) {
-        const unit = order[row];
-        const role = roles[at + unit];
-        let pixel = palette.rolePixels[role];
-        if (values && role !== ROLE.REMOVED) {
-          const value = values[at + unit];
-          pixel = Number.isFinite(value)
-            ? palette.ramp[Math.min(255, Math.max(0, Math.round((value - range[0]) * scale)))]
-            : palette.missingPixel;
-        }
-        pixels[row * columns + t] = pixel;
+    const shade = (at) => {
+      if (!values || roles[at] === ROLE.REMOVED) return palette.rolePixels[roles[at]];
+      if (!Number.isFinite(values[at])) return palette.missingPixel;
+      return palette.ramp[Math.min(255, Math.max(0, Math.round((values[at] - range[0]) * scale)))];
+    };
+    const rank = values ? (at) => values[at] : (at) => PLACE[roles[at]];
+    for (let row = 0; row < rows; row++) {
+      const together = order.slice(
+        Math.floor((row * order.length) / rows),
+        Math.floor(((row + 1) * order.length) / rows),
+      );
+      for (let t = 0; t < columns; t++) {
+        const chosen = together.length > 1 ? quantile(together, (unit) => rank(t * units + unit), row) : together[0];
+        pixels[row * columns + t] = shade(t * units + chosen);
       }
     }
-    const canvas = h('canvas', { width: columns, height: Math.max(1, order.length) });
+    const canvas = h('canvas', { width: columns, height: Math.max(1, rows) });
     canvas.getContext('2d').putImageData(image, 0, 0);
     return canvas;
   }
@@ -76,13 +90,16 @@ export class Raster {
     const { order, labels, rowHeight } = this.model;
     const room = Math.min(640, Math.max(260, window.innerHeight - 330));
     const inner = room - TOP - BOTTOM;
-    this.row = rowHeight || Math.max(1, Math.min(18, Math.floor(inner / Math.max(1, order.length))));
+    const fitting = inner / Math.max(1, order.length);
+    this.row = rowHeight || Math.min(18, fitting < 1 ? fitting : Math.floor(fitting));
+    const rows = this.row < 1 ? inner : order.length;
+    if (this.image?.height !== Math.max(1, rows)) this.image = this.render(this.model, rows);
     const content = order.length * this.row;
     this.viewHeight = Math.min(room, content + TOP + BOTTOM);
     this.element.style.height = `${this.viewHeight}px`;
     this.spacer.style.height = `${Math.max(0, content + TOP + BOTTOM - this.viewHeight)}px`;
     this.width = this.element.clientWidth;
-    this.column = Math.min(LARGEST_COLUMN, Math.max(0.5, (this.width - LEFT - RIGHT) / Math.max(1, labels.length)));
+    this.column = Math.max(0.5, (this.width - LEFT - RIGHT) / Math.max(1, labels.length));
     const ratio = window.devicePixelRatio || 1;
     this.canvas.width = Math.round(this.width * ratio);
     this.canvas.height = Math.round(this.viewHeight * ratio);
@@ -118,13 +135,15 @@ export class Raster {
     const hatch = context.createPattern(palette.hatch, 'repeat');
     context.fillStyle = hatch;
     context.fillRect(LEFT, yOf(first), wide, (last - first) * row);
-    context.drawImage(this.image, 0, first, labels.length, last - first, LEFT, yOf(first), wide, (last - first) * row);
-    for (let place = first; place < last; place++) {
+    const [top, rows] = row < 1 ? [0, this.image.height] : [first, last - first];
+    context.drawImage(this.image, 0, top, labels.length, rows, LEFT, yOf(first), wide, (last - first) * row);
+    for (let place = first; place < last; place += Math.max(1, Math.round(1 / row))) {
       const code = roles[at * units + order[place]];
       context.fillStyle =
         roleOf(code).fill === 'hatched' ? hatch : palette.colour(code) || palette.colour(ROLE.NO_ROLE);
-      context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, row);
+      context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, Math.max(1, row));
     }
+    this.changes(context, first, last, yOf);
     if (row >= 5) this.lines(context, first, last, yOf, wide, palette.background);
     this.marks(context, yOf, wide, ink, bottom);
     context.restore();
@@ -136,6 +155,16 @@ export class Raster {
       context.fillText(shortNumber(label), LEFT + (place + 0.5) * column, bottom + 15);
     }
     context.fillText(model.axis, LEFT + wide / 2, bottom + 32);
+  }
+
+  // Beside the column of the cursor, what changed since the analysis before.
+  changes(context, first, last, yOf) {
+    const { order, changed, at, palette } = this.model;
+    if (!changed) return;
+    context.fillStyle = palette.change;
+    const left = LEFT + at * this.column;
+    for (let place = first; place < last; place++)
+      if (changed[order[place]]) context.fillRect(left, yOf(place), CHANGE, Math.max(1, this.row));
   }
 
   // Thin gaps let single units be told apart once there is room for them.

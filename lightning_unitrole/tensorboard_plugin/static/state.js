@@ -10,11 +10,14 @@ const DEFAULTS = {
   from: '', // first step of a transition; '' is the first analysis
   filter: '', // 'before-after': codes of two roles
   unit: '',
+  map: '', // 'off' leaves the maps off the images of a unit
   sort: 'role',
   form: 'table', // of the overview
   order: '', // column by which the overview is sorted
   find: '', // part of the name of a layer
   colour: 'role',
+  classes: '', // part of the name of a class
+  page: '', // of classes
   measure: 'entropy',
   shares: 'pairs',
   axis: 'epoch',

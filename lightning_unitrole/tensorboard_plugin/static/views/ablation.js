@@ -330,5 +330,25 @@ function sentences(ctx, curves, rankings, time, turningPoints) {
       ),
       h('tbody', {}, rows),
     ),
+    ctx.klass === 'all' ? repeats(ctx) : '',
   ];
+}
+
+// What else was measured of the orders of this layer.
+function repeats(ctx) {
+  const { table, layer } = ctx;
+  const value = (column) => table.at(table.time.at, layer.index, column);
+  const said = [];
+  if (Number.isFinite(value('contribution_gap'))) {
+    said.push(
+      `Switching off what contributes least first leaves an area of ${signed(value('contribution_gap'))} over random ` +
+        'orders.',
+    );
+  }
+  if (Number.isFinite(value('rank_agreement'))) {
+    said.push(
+      `The scores that rank units correlate to ${decimal(value('rank_agreement'))} between two halves of the images.`,
+    );
+  }
+  return said.length ? h('p', { class: 'note repeats' }, said.join(' ')) : '';
 }

@@ -22,4 +22,4 @@ export function warn(ctx, view, panel) {
 }
 
 // Whether the criterion tells the units of the layer in sight apart.
-export const ordered = (ctx) => !ctx.table.doubt('doubt_order', ctx.table.time.at, ctx.layer.index);
+export const ordered = (ctx, table = ctx.table) => !table.doubt('doubt_order', table.time.at, ctx.layer.index);

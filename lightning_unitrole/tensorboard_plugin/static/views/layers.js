@@ -16,11 +16,21 @@ export const SHARES_OF = [
 ];
 export const changedColumn = (pairs) => (pairs ? 'pairs_changed' : 'units_changed');
 
+// Columns that follow from others.
+const DERIVED = {
+  // how much less a layer does for validation images than for training images, as a share of the latter
+  training_surplus(at, t, layer) {
+    const [train, val] = [at(t, layer, 'margin_train'), at(t, layer, 'margin_val')];
+    return train > 0 ? 1 - val / train : NaN;
+  },
+};
+
 // table.at(t, layer, column) and table.verdict(t, layer) over the flat numbers of the server
 export function read(ctx, data) {
   const columns = new Map(data.info.columns.map((name, place) => [name, place]));
   const layers = data.info.layers.length;
-  const at = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
+  const logged = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
+  const at = (t, layer, column) => (column in DERIVED ? DERIVED[column](logged, t, layer) : logged(t, layer, column));
   const verdict = (t, layer) => data.info.verdicts[data.verdict[t * layers + layer]];
   // Why not to rely on the roles ('doubt_roles') or the order ('doubt_order') of a layer, if there is a reason.
   const doubt = (what, t, layer) => data.info.doubts[data[what][t * layers + layer] - 1];
@@ -65,8 +75,8 @@ export function drawLayers(ctx, root, table) {
     h(
       'p',
       { class: 'note' },
-      'The bars below each chart say what share changed role since the analysis before: tall early and short late ' +
-        'means that roles settle. Click a column to move the cursor, a layer to see its units.',
+      'The bars below each chart: for what share the role differs from the analysis before. Tall early and short ' +
+        'late means that roles settle. Click a column to move the cursor, a layer to see its units.',
     ),
   );
   const list = h('div', { class: 'layers' });
@@ -111,7 +121,8 @@ export function codesOf(ctx, table, pairs) {
     for (let t = 0; t < table.time.labels.length; t++)
       for (const [code, share] of stack(table, t, place, layer.units, pairs)) if (share > 0) seen.add(code);
   });
-  return STACK.filter((code) => isRole(code) || seen.has(code));
+  const any = [...seen].some(isRole);
+  return STACK.filter((code) => (any && isRole(code)) || seen.has(code));
 }
 
 function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
@@ -119,7 +130,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
   const left = 56;
   const right = width - 8;
   const count = time.labels.length;
-  const step = Math.min((right - left) / count, 120);
+  const step = (right - left) / count;
   const height = SHARES + GAP + CHANGES + (lastRow ? 36 : 20);
   // Whole pixels, or hairlines of the background would show between the columns.
   const x = (t) => Math.round(left + t * step);
@@ -151,7 +162,7 @@ function columns(ctx, table, place, layer, { width, pairs, top, lastRow }) {
     [...areas].map(([code, d]) => svg('path', { d, fill: fillOf(code), class: 'area', 'data-role': code })),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: y(0), y2: y(0) }),
     svg('text', { class: 'tick', x: left - 6, y: base - CHANGES + 8, 'text-anchor': 'end' }, percent(top)),
-    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'changed'),
+    svg('text', { class: 'tick', x: left - 6, y: base, 'text-anchor': 'end' }, 'differ'),
     svg('line', { class: 'grid', x1: left, x2: x(count), y1: base - CHANGES, y2: base - CHANGES }),
     svg('path', { class: 'changes', d: bars }),
     svg('line', { class: 'axis', x1: left, x2: x(count), y1: base, y2: base }),
@@ -180,7 +191,7 @@ function describe(ctx, table, t, place, layer, pairs) {
     .map(([code, share]) => h('div', {}, swatch(code), `${ctx.role(code).label} ${percent(share, 1)}`))
     .reverse();
   const changed = table.at(t, place, changedColumn(pairs));
-  return [...lines, Number.isFinite(changed) ? `changed role: ${percent(changed, 1)}` : 'changed role: not known'];
+  return [...lines, Number.isFinite(changed) ? `role differs: ${percent(changed, 1)}` : 'role differs: not known'];
 }
 
 // Without ablation there are no roles; the entropy still tells a story.
@@ -217,7 +228,7 @@ function facts(table, place, layer, pairs) {
   const present = value('present');
   const gap = value('ranking_gap');
   const rows = [
-    ['changed role', percent(value(changedColumn(pairs)), 1), 'Share whose role differs from the analysis before'],
+    ['role differs', percent(value(changedColumn(pairs)), 1), 'Share whose role differs from the analysis before'],
     ['median entropy', `${decimal(value('entropy_q50'))} nats`, 'Feature entropy on validation images, over the units'],
     Number.isFinite(gap) && [
       'ranking gap',

@@ -20,6 +20,12 @@ const MEASURED = [
     (share) => percent(share, 1),
   ],
   [
+    'training_surplus',
+    'training surplus',
+    'How much less the layer adds to the answers on validation images than on training images, a share of the latter',
+    (share) => percent(share),
+  ],
+  [
     'agreement',
     'agreement',
     'How well the roles from two halves of the images agree: 1 at best',

@@ -12,6 +12,7 @@ let unfolded = false; // stays as it is when a view is drawn anew
 
 // The roles and, unfolded, one sentence on what each of them means.
 export function legend(ctx, codes = STACK) {
+  if (!codes.length) return '';
   const labels = codes.map((code) => h('span', { title: ctx.role(code).meaning }, swatch(code), ctx.role(code).label));
   const meanings = codes.map((code) => [
     h('dt', {}, swatch(code), ctx.role(code).label),

@@ -34,6 +34,8 @@ export const runs = {
   },
 };
 
+const analysed = (ctx) => ctx.index.filter((run) => run.layers.length);
+
 function chosenRuns(ctx) {
   let names = null;
   try {
@@ -42,13 +44,13 @@ function chosenRuns(ctx) {
     // nothing chosen yet
   }
   const found = Array.isArray(names)
-    ? ctx.index.filter((run) => names.includes(run.name))
-    : ctx.index.slice(0, AT_FIRST);
+    ? analysed(ctx).filter((run) => names.includes(run.name))
+    : analysed(ctx).slice(0, AT_FIRST);
   return found.slice(0, AT_MOST);
 }
 
 function draw(ctx, body, loaded) {
-  const layers = [...new Set(ctx.index.flatMap((run) => run.layers.map((layer) => layer.name)))];
+  const layers = [...new Set(analysed(ctx).flatMap((run) => run.layers.map((layer) => layer.name)))];
   const scope = layers.includes(ctx.state.get('scope')) ? ctx.state.get('scope') : ALL;
   const options = [[ALL, 'all layers together'], ...layers.map((name) => [name, name])];
   const head = h(
@@ -72,7 +74,7 @@ function draw(ctx, body, loaded) {
       value: (point) => point[columnOf(code)],
       share: true,
     })),
-    { title: ['Changed role since the analysis before'], value: (point) => point.changed, share: true },
+    { title: ['Role differs from the analysis before'], value: (point) => point.changed, share: true },
     { title: ['Median feature entropy (nats)'], value: (point) => point.entropy, share: false },
   ];
   main.append(...panels.map((panel) => small(ctx, lines, panel, width)), latest(ctx, lines));
@@ -114,7 +116,9 @@ function line(ctx, run, table, scope) {
       ]),
     ),
   }));
-  return { run, points, ...ctx.palette.run(ctx.index.indexOf(run)) };
+  const end = table.time.labels.length - 1;
+  const doubtful = places.filter(([, place]) => table.doubt('doubt_roles', end, place)).length;
+  return { run, points, doubtful, layers: places.length, ...ctx.palette.run(analysed(ctx).indexOf(run)) };
 }
 
 // The cursor is a step of one run; elsewhere the analysis at the same place of the axis is meant.
@@ -152,10 +156,12 @@ function small(ctx, lines, { title, value, share }, width) {
           xLabel: ctx.state.get('axis'),
           label: 'Comparison of runs',
           cursor: at >= low && at <= high ? at : NaN,
-          series: lines.map(({ points, colour, dash }) => ({
+          series: lines.map(({ run, points, colour, dash, doubtful }) => ({
+            name: run.name,
             points: points.map((point) => [point.x, value(point)]),
             colour,
             dash,
+            faded: doubtful > 0,
           })),
           marks: (x, y) =>
             lines.map(({ points, colour, run }) => {
@@ -208,7 +214,7 @@ function latest(ctx, lines) {
         h(
           'tr',
           {},
-          ['run', 'analysis', 'shares', ...REAL_ROLES.map((code) => ctx.role(code).label), 'changed', 'entropy'].map(
+          ['run', 'analysis', 'shares', ...REAL_ROLES.map((code) => ctx.role(code).label), 'differs', 'entropy'].map(
             (text) => h('th', {}, text),
           ),
         ),
@@ -216,12 +222,24 @@ function latest(ctx, lines) {
       h(
         'tbody',
         {},
-        lines.map(({ run, points, colour, dash }) => {
+        lines.map(({ run, points, colour, dash, doubtful, layers }) => {
           const point = nearest(points, at);
           return h(
             'tr',
-            {},
-            h('th', { scope: 'row' }, lineKey(colour, dash), run.name),
+            { class: doubtful ? 'doubtful' : null },
+            h(
+              'th',
+              { scope: 'row' },
+              lineKey(colour, dash),
+              run.name,
+              doubtful
+                ? h(
+                    'p',
+                    { class: 'doubt' },
+                    `too few images for the roles of ${doubtful} of ${plural(layers, 'layer')}`,
+                  )
+                : '',
+            ),
             h('td', {}, `epoch ${point.epoch}`),
             h(
               'td',
@@ -233,6 +251,7 @@ function latest(ctx, lines) {
                   (code) =>
                     Number.isFinite(point[columnOf(code)]) &&
                     h('i', {
+                      'data-role': code,
                       style: `width: ${(100 * point[columnOf(code)]).toFixed(2)}%; background: var(--role-${code})`,
                     }),
                 ),
@@ -265,8 +284,8 @@ function chooser(ctx, loaded) {
   return h(
     'fieldset',
     { class: 'card chooser' },
-    h('legend', {}, plural(ctx.index.length, 'run')),
-    ctx.index.map((run, place) => {
+    h('legend', {}, plural(analysed(ctx).length, 'run')),
+    analysed(ctx).map((run, place) => {
       const { colour, dash } = ctx.palette.run(place);
       return h(
         'label',

@@ -1,9 +1,9 @@
 // From which role to which: two analyses compared unit by unit.
-import { transitions as countTransitions } from '../derive.js';
+import { changed, transitions as countTransitions } from '../derive.js';
 import { h, percent, plural, select } from '../dom.js';
 import { REAL_ROLES, ROLE, SHARED_ROLES } from '../vocabulary.js';
 import { explain, NO_ROLES, nothing, swatch } from './parts.js';
-import { fromOf, rasterPanel } from './units.js';
+import { BEFORE, fromOf, rasterPanel } from './units.js';
 
 export const transitions = {
   id: 'transitions',
@@ -47,8 +47,8 @@ function draw(ctx, data) {
   );
   const picker = select(
     'From',
-    Array.from(time.steps, (step, at) => [String(step), ctx.when(time, at)]),
-    String(time.steps[from]),
+    [[BEFORE, 'the analysis before'], ...Array.from(time.steps, (step, at) => [String(step), ctx.when(time, at)])],
+    ctx.state.get('from') === BEFORE ? BEFORE : String(time.steps[from]),
     (step) => ctx.set({ from: Number(step) === time.steps[0] ? '' : step, filter: '' }),
   );
   const head = h('div', { class: 'options' }, picker, h('span', {}, `to the cursor, ${ctx.when(time, time.at)}`));
@@ -62,10 +62,19 @@ function draw(ctx, data) {
       'p',
       { class: 'note' },
       `${percent(stayed / total)} of ${plural(total, 'unit')} have the same role at both analyses. `,
+      certain(ctx, data, from, time.at),
       'Percentages are shares of a row.',
       backwards && ' The cursor is before the first analysis: this reads back in time.',
     ),
   ];
+}
+
+// Roles may differ by chance; a change is what error bars do not explain.
+function certain(ctx, data, from, to) {
+  if (ctx.klass !== 'all' || !data.contribution_val.some(Number.isFinite)) return '';
+  let count = 0;
+  for (let unit = 0; unit < data.units; unit++) count += changed(data, unit, from, to);
+  return `${plural(count, 'unit')} changed beyond the error bars. `;
 }
 
 function table(ctx, codes, columns, number) {

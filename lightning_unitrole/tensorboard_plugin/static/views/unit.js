@@ -4,11 +4,14 @@ import { codesIn, history } from '../derive.js';
 import { decimal, h, percent, plural, svg } from '../dom.js';
 import { fillOf, ROLE } from '../vocabulary.js';
 import { ordered } from './doubts.js';
+import { looksAt } from './examples.js';
+import { read } from './layers.js';
 import { contribution, explain, legend, nothing, swatch } from './parts.js';
 import { EFFECTS, usefulness } from './usefulness.js';
 
 const ROW = 20;
 const LABEL = 130;
+const PAGE = 20; // classes at a time
 
 export const unit = {
   id: 'unit',
@@ -30,20 +33,22 @@ export const unit = {
       async load() {
         const { run, layer } = ctx;
         const data = { ...(await ctx.api.layer(run.name, layer.index)), units: layer.units };
-        const chosen = chosenUnit(ctx, data);
+        const chosen = chosenUnit(ctx, data, read(ctx, await ctx.api.overview(run.name)));
         const classes = layer.parts.includes('classes') ? await ctx.api.unit(run.name, layer.index, chosen) : null;
         const { steps, at } = ctx.time(data);
         const measured = layer.parts.includes('contributions') && at >= 0;
         const byClass = measured ? await ctx.api.contributions(run.name, layer.index, chosen, steps[at]) : null;
-        return { data, classes, byClass, chosen };
+        const pictured = layer.parts.includes('examples') && at >= 0;
+        const examples = pictured ? await ctx.api.examples(run.name, layer.index, chosen, steps[at]) : null;
+        return { data, classes, byClass, examples, chosen };
       },
-      draw: ({ data, classes, byClass, chosen }) => draw(ctx, body, data, classes, byClass, chosen),
+      draw: (found) => draw(ctx, body, found),
     };
   },
 };
 
 // The chosen unit; otherwise the one that contributes most at the cursor, or ranks first where nobody measured that.
-function chosenUnit(ctx, data) {
+function chosenUnit(ctx, data, table) {
   const wanted = ctx.state.get('unit');
   if (wanted !== '' && Number(wanted) >= 0 && Number(wanted) < data.units) return Number(wanted);
   const { at } = ctx.time(data);
@@ -52,13 +57,13 @@ function chosenUnit(ctx, data) {
   const most = Math.max(...row('contribution_val').filter(Number.isFinite));
   const first = Number.isFinite(most)
     ? row('contribution_val').indexOf(most)
-    : ordered(ctx)
+    : ordered(ctx, table)
       ? row('rank').indexOf(0)
       : 0;
   return Math.max(0, first);
 }
 
-function draw(ctx, body, data, classes, byClass, chosen) {
+function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
   const time = ctx.time(data);
   if (!time.steps.length) return body.replaceChildren(nothing('No analysis of this layer was logged.'));
   const series = (name) => Array.from(time.steps, (_, t) => [t, data[name][t * data.units + chosen]]);
@@ -75,12 +80,14 @@ function draw(ctx, body, data, classes, byClass, chosen) {
   });
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
+    examples?.steps.length ? looksAt(ctx, examples, time) : '',
     byClass?.steps.length ? usefulness(ctx, data, byClass, time, chosen, half, present) : '',
     h(
       'div',
       { class: 'card' },
       h('h3', {}, 'Role over time'),
       h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))),
+      classes && ctx.run.classes.length > PAGE ? pager(ctx) : '',
       strips(ctx, data, classes, time, chosen, width),
     ),
     h(
@@ -178,7 +185,7 @@ function header(ctx, data, time, chosen) {
   const at = time.at * data.units + chosen;
   const code = data.roles[at];
   const role = ctx.role(code);
-  const { changes, stable } = history(data.roles, data.units, time.steps.length - 1);
+  const { changes, stable } = history(data, time.steps.length - 1);
   const go = (to) => ctx.set({ unit: (to + data.units) % data.units });
   const input = h('input', {
     type: 'number',
@@ -232,13 +239,56 @@ function header(ctx, data, time, chosen) {
   ];
 }
 
+// The classes whose roles are shown: those with a name that was searched for, a page at a time.
+function pageOf(ctx) {
+  const wanted = ctx.state.get('classes').trim().toLowerCase();
+  const found = ctx.run.class_names
+    .map((name, klass) => [name, klass])
+    .filter(([name]) => name.toLowerCase().includes(wanted));
+  const pages = Math.max(1, Math.ceil(found.length / PAGE));
+  const at = Math.min(pages - 1, Math.max(0, Number(ctx.state.get('page')) || 0));
+  return { shown: found.slice(at * PAGE, (at + 1) * PAGE), found: found.length, at, pages };
+}
+
+function pager(ctx) {
+  const { found, at, pages } = pageOf(ctx);
+  const turn = (label, text, to) =>
+    h(
+      'button',
+      { class: 'icon', 'aria-label': label, disabled: to < 0 || to >= pages, onclick: () => ctx.set({ page: to }) },
+      text,
+    );
+  const more = ctx.run.num_classes - ctx.run.classes.length;
+  return h(
+    'div',
+    { class: 'options pager' },
+    h(
+      'label',
+      { class: 'field' },
+      h('span', {}, 'Find'),
+      h('input', {
+        type: 'search',
+        name: 'classes',
+        placeholder: 'name of a class',
+        'aria-label': 'Find a class',
+        value: ctx.state.get('classes'),
+        oninput: (event) => ctx.set({ classes: event.target.value, page: '' }),
+      }),
+    ),
+    turn('Classes before', '‹', at - 1),
+    h('span', {}, `page ${at + 1} of ${pages}, ${plural(found, 'class', 'classes')}`),
+    turn('Classes after', '›', at + 1),
+    more > 0 && h('small', {}, `${plural(more, 'more class', 'more classes')} were not logged one by one`),
+  );
+}
+
 // Majority role on top, then one stripe a class.
 function strips(ctx, data, classes, time, chosen, width) {
   const rows = [{ name: 'all classes', code: (t) => data.roles[t * data.units + chosen], bold: true }];
   if (classes) {
     const count = ctx.run.classes.length;
     const place = new Map(Array.from(classes.steps, (step, at) => [step, at]));
-    ctx.run.class_names.forEach((name, klass) => {
+    pageOf(ctx).shown.forEach(([name, klass]) => {
       rows.push({
         name,
         code: (t) =>
@@ -247,7 +297,7 @@ function strips(ctx, data, classes, time, chosen, width) {
     });
   }
   const columns = time.steps.length;
-  const step = Math.min((width - LABEL - 12) / columns, 120);
+  const step = (width - LABEL - 12) / columns;
   const right = LABEL + columns * step;
   const top = (place) => place * ROW + (place ? 8 : 0);
   const bottom = top(rows.length);

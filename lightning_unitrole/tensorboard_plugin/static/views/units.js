@@ -1,8 +1,8 @@
 // The raster of one layer: each unit a row, each analysis a column.
-import { codesIn, extent, history, order } from '../derive.js';
+import { changedAt, codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
-import { isRole } from '../vocabulary.js';
+import { SHARED_ROLES } from '../vocabulary.js';
 import { ordered } from './doubts.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
@@ -87,7 +87,7 @@ const sortOf = (ctx, data) => {
   return sortsOf(ctx, data).some(([sort]) => sort === wanted) ? wanted : 'unit';
 };
 
-const hasRoles = (data) => data.roles.some(isRole);
+const hasRoles = (data) => data.roles.some((code) => SHARED_ROLES.includes(code));
 
 // Without roles the raster would be blank.
 const colourOf = (ctx, data) =>
@@ -124,22 +124,17 @@ export function rasterPanel(ctx, { from } = {}) {
     const filter = ctx.state.get('filter');
     const start = from ? from(time) : fromOf(ctx, time);
     const sort = sortOf(ctx, data);
-    let rows = order(sort, {
-      roles: data.roles,
-      units: data.units,
-      at: time.at,
-      measure: data.entropy_val,
-      contribution: data.contribution_val,
-    });
+    let rows = order(sort, data, time.at);
+    const changes = ctx.klass === 'all' ? changedAt(data, time.at) : null;
     if (filter)
       rows = rows.filter(
         (u) => `${data.roles[start * data.units + u]}-${data.roles[time.at * data.units + u]}` === filter,
       );
-    shown = { data, time, past: history(data.roles, data.units, time.at) };
+    shown = { data, time, past: history(data, time.at) };
     const colour = colourOf(ctx, data);
     raster.element.hidden = rows.length === 0;
     empty.replaceChildren(...(rows.length ? [] : [nothing('No unit passes the filter.')]));
-    caption.replaceChildren(...captionOf(ctx, data, time, start, rows, raster, shown.past));
+    caption.replaceChildren(...captionOf(ctx, data, time, start, rows, raster, shown.past, changes));
     const unit = ctx.state.get('unit');
     raster.show({
       roles: data.roles,
@@ -148,6 +143,7 @@ export function rasterPanel(ctx, { from } = {}) {
       units: data.units,
       order: keep(rows),
       at: time.at,
+      changed: changes,
       from: from || filter ? start : null,
       selected: unit === '' ? -1 : Number(unit),
       rowHeight: Number(ctx.state.get('rows')),
@@ -168,18 +164,27 @@ export function rasterPanel(ctx, { from } = {}) {
   return { element, show };
 }
 
+export const BEFORE = 'before'; // the analysis before the cursor, wherever that is
 export function fromOf(ctx, time) {
   const from = ctx.state.get('from');
   if (from === '') return 0;
+  if (from === BEFORE) return Math.max(0, time.at - 1);
   const place = Array.from(time.steps).indexOf(Number(from));
   return Math.max(place, 0);
 }
 
-function captionOf(ctx, data, time, start, rows, raster, past) {
+function changeNote(data, changes) {
+  const count = changes.reduce((sum, one) => sum + one, 0);
+  const beyond = data.contribution_val.some(Number.isFinite) ? ', beyond the error bars' : '';
+  return [count ? h('i', { class: 'change-key' }) : '', `${count || 'no'} changed since the analysis before${beyond}`];
+}
+
+function captionOf(ctx, data, time, start, rows, raster, past, changes) {
   const filter = ctx.state.get('filter');
   const unit = ctx.state.get('unit');
   const parts = [
     h('span', {}, filter ? `${rows.length} of ${plural(data.units, 'unit')}` : plural(data.units, 'unit')),
+    changes && time.at > 0 ? h('span', { class: 'changed-note' }, changeNote(data, changes)) : '',
   ];
   if (filter) {
     const [before, after] = filter.split('-').map((code) => ctx.role(Number(code)).label);
@@ -200,7 +205,9 @@ function captionOf(ctx, data, time, start, rows, raster, past) {
   }
   const grow = (factor) => {
     const next =
-      factor > 1 ? Math.max(raster.row + 1, Math.round(raster.row * factor)) : Math.floor(raster.row * factor);
+      factor > 1
+        ? Math.max(Math.floor(raster.row) + 1, Math.round(raster.row * factor))
+        : Math.floor(raster.row * factor);
     ctx.set({ rows: Math.min(32, Math.max(1, next)) });
   };
   parts.push(

@@ -1,6 +1,6 @@
 // What one unit contributes: to each class at the cursor, and over all classes as time goes by.
 import { chart, interactive, linear, niceTicks, overTime, roundDomain, shortNumber } from '../charts.js';
-import { h, signed, svg } from '../dom.js';
+import { h, signed, svg, whole } from '../dom.js';
 import { contribution } from './parts.js';
 
 // What the codes of effects stand for.
@@ -23,6 +23,13 @@ export function usefulness(ctx, data, byClass, time, chosen, width, present) {
       { class: 'card' },
       h('h3', {}, `Contribution by class at ${ctx.when(time, time.at)}`),
       bars(ctx, byClass, width),
+      byClass.classes.length < ctx.run.num_classes &&
+        h(
+          'p',
+          { class: 'note' },
+          `The ${byClass.classes.length} of ${whole(ctx.run.num_classes)} classes to which it contributes most, for ` +
+            'better or worse.',
+        ),
       key(),
     ),
     h(
@@ -48,9 +55,12 @@ const ends = (data, side, at) => {
   return [mean - ERRORS * (error || 0), mean + ERRORS * (error || 0)];
 };
 
+// The classes of the bars, by name.
+const classesOf = (ctx, data) => Array.from(data.classes, (index) => ctx.run.every_class[index] ?? `class ${index}`);
+
 // A dot with its error bar for each class and side.
 function bars(ctx, data, width) {
-  const names = ctx.run.class_names;
+  const names = classesOf(ctx, data);
   const all = SIDES.flatMap(([side]) => names.flatMap((_, klass) => ends(data, side, klass))).filter(Number.isFinite);
   const domain = roundDomain(Math.min(0, ...all), Math.max(0, ...all));
   const x = linear(domain, [LABEL, width - 16]);
@@ -103,7 +113,7 @@ function history(ctx, data, time, chosen, width, present) {
   const all = SIDES.flatMap(([side]) => band(side).flatMap(([, low, high]) => [low, high])).filter(Number.isFinite);
   return chart({
     ...overTime(time, width, ctx),
-    height: Math.max(220, Math.min(320, ctx.run.classes.length * ROW + 42)),
+    height: Math.max(220, Math.min(320, ctx.run.num_classes * ROW + 42)),
     yDomain: roundDomain(Math.min(0, ...all), Math.max(0, ...all)),
     yLabel: 'contribution (nats)',
     yFormat: shortNumber,

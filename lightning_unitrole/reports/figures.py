@@ -1,15 +1,19 @@
-"""Pictures of a report. Matplotlib is loaded when the first one is drawn."""
+"""Pictures of reports and curves. Matplotlib is loaded when the first one is drawn.
+
+Reports draw themselves with this module, so it knows them by their attributes alone: ``layer`` is a
+:class:`~lightning_unitrole.reports.layer.LayerReport`, ``split`` a
+:class:`~lightning_unitrole.reports.layer.SplitReport`, and ``curve`` an
+:class:`~lightning_unitrole.reports.curves.AblationCurve`.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_unitrole.reports.curves import AblationCurve, CriterionCurves
-from lightning_unitrole.reports.layer import LayerReport
 from lightning_unitrole.reports.roles import UnitRole
 from lightning_unitrole.reports.vocabulary import NO_ROLE, ROLE_OF, UNDECIDED
 
@@ -22,7 +26,7 @@ _MAP_CODES = (*UnitRole, UNDECIDED, NO_ROLE)
 _CRITERION_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 
-def ablation_figure(layer: LayerReport) -> Figure:
+def ablation_figure(layer: Any) -> Figure:
     """The ablation curves of a layer over all classes, on the images that they were measured on.
 
     The shaded area between least and most effective first is the ranking gap; random orders make the grey band. Where
@@ -32,22 +36,8 @@ def ablation_figure(layer: LayerReport) -> Figure:
     figure = make_figure(width=6.4, height=3.3)
     axes = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
     for axis, (title, split) in zip(axes, sides, strict=True):
-        least, most = split.curves["least_first"], split.curves["most_first"]
-        _shade_gap(axis, least, most)
-        _draw_band(axis, split.random_curves)
-        for name, curve, color in (
-            ("least effective first", least, _LEAST),
-            ("most effective first", most, _MOST),
-            ("least contribution first", split.curves.get("contribution"), _CONTRIBUTION),
-        ):
-            if curve is not None:
-                axis.plot(curve.ablated, curve.accuracy, color=color, label=name, linewidth=1.8)
-        if split.class_curves:
-            _mark_turning_point(axis, least)
+        draw_curves(axis, split)
         axis.set_title(f"{title}, ranking gap {split.ranking_gap:+.3f}", fontsize=10)
-        axis.set_xlabel(f"units switched off, of {layer.num_units}")
-        axis.locator_params(axis="x", integer=True)
-        axis.set_ylim(-0.03, 1.18)
     axes[0].set_ylabel("accuracy, all classes")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, fontsize=9, frameon=False, loc="outside lower center")
@@ -55,14 +45,75 @@ def ablation_figure(layer: LayerReport) -> Figure:
     return figure
 
 
-def _draw_band(axis: Axes, curves: Sequence[AblationCurve]) -> None:
+def draw_curves(axis: Axes, split: Any) -> None:
+    """The ablation curves of one split: accuracy over the number of units that are switched off."""
+    least, most = split.curves["least_first"], split.curves["most_first"]
+    _shade_gap(axis, least, most)
+    _draw_band(axis, split.random_curves)
+    for name, curve, color in (
+        ("least effective first", least, _LEAST),
+        ("most effective first", most, _MOST),
+        ("least contribution first", split.curves.get("contribution"), _CONTRIBUTION),
+    ):
+        if curve is not None:
+            axis.plot(curve.ablated, curve.accuracy, color=color, label=name, linewidth=1.8)
+    if split.class_curves:
+        _mark_turning_point(axis, least)
+    axis.set_xlabel(f"units switched off, of {int(least.ablated[-1])}")
+    axis.locator_params(axis="x", integer=True)
+    axis.set_ylim(-0.03, 1.18)
+
+
+def draw_curve(axis: Axes, curve: Any, label: str | None = None) -> None:
+    """One ablation curve with its turning point."""
+    axis.plot(curve.ablated, curve.accuracy, color=_LEAST, label=label, linewidth=1.8)
+    _mark_turning_point(axis, curve)
+    axis.set_xlabel(f"units switched off, of {int(curve.ablated[-1])}")
+    axis.set_ylabel("accuracy")
+    axis.locator_params(axis="x", integer=True)
+    axis.set_ylim(-0.03, 1.18)
+    if label is not None:
+        axis.legend(frameon=False)
+
+
+def draw_role_shares(axis: Axes, shares: Mapping[str, Mapping[Any, float]]) -> None:
+    """One bar a layer with the shares of the roles, in the colours of the tab, the first layer on top."""
+    names = list(shares)
+    left = np.zeros(len(names))
+    for role in (UnitRole.BOTH, UnitRole.VAL_ONLY, UnitRole.TRAIN_ONLY, UnitRole.NEITHER):
+        widths = np.array([100 * shares[name].get(role, 0.0) for name in names])
+        axis.barh(range(len(names)), widths, left=left, label=ROLE_OF[role].label, **ROLE_OF[role].patch)
+        left += widths
+    axis.set_yticks(range(len(names)), [name or "(the model itself)" for name in names])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("(class, unit) pairs, %")
+    axis.legend(ncols=4, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def subplots(ax: Any, *, width: float = 6.4, height: float = 3.6) -> tuple[Any, Any]:
+    """A new figure, in inches, and its axes; or the given axes with theirs.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax.figure, ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("Plots need Matplotlib: pip install matplotlib") from error
+    return pyplot.subplots(figsize=(width, height), layout="constrained")
+
+
+def _draw_band(axis: Axes, curves: Sequence[Any]) -> None:
     if curves:
         accuracy = np.stack([np.interp(curves[0].ablated, curve.ablated, curve.accuracy) for curve in curves])
         axis.fill_between(curves[0].ablated, accuracy.min(0), accuracy.max(0), color=_RANDOM, alpha=0.5, linewidth=0)
         axis.plot(curves[0].ablated, accuracy.mean(0), color=_RANDOM, label="random orders", linewidth=1.8)
 
 
-def _mark_turning_point(axis: Axes, least: AblationCurve) -> None:
+def _mark_turning_point(axis: Axes, least: Any) -> None:
     turn = least.turning_point
     at = float(least.accuracy[least.ablated == turn][0])
     axis.plot([turn], [at], "o", color=_LEAST, markersize=7, markeredgecolor="black")
@@ -72,7 +123,7 @@ def _mark_turning_point(axis: Axes, least: AblationCurve) -> None:
     axis.annotate(label, (turn, at), xytext=(side, 7), textcoords="offset points", ha=align, fontsize=9)
 
 
-def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
+def role_map_figure(layer: Any, class_names: Sequence[str]) -> Figure:
     """The role of every unit for every class, as an image: one row a class, one column a unit.
 
     Units are sorted by how many classes they serve on validation images, so that the picture shows shares.
@@ -112,7 +163,7 @@ def role_map_figure(layer: LayerReport, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure:
+def criteria_figure(layer: str, curves: Mapping[str, Any]) -> Figure:
     """The least-first ablation curves of several criteria in one plot, with a table of the areas under them.
 
     The ranking gap is the area under the least-first curve minus that under the most-first one: the larger, the more a
@@ -149,7 +200,7 @@ def criteria_figure(layer: str, curves: Mapping[str, CriterionCurves]) -> Figure
     return figure
 
 
-def _shade_gap(axis: Axes, least: AblationCurve, most: AblationCurve) -> None:
+def _shade_gap(axis: Axes, least: Any, most: Any) -> None:
     ablated = np.union1d(least.ablated, most.ablated)
     axis.fill_between(
         ablated,

@@ -1,0 +1,8 @@
+"""Set-ups run beside each other in other folders; they share the modules of this one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,111 @@
+"""What the tab says when there is much, little or nothing to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard_plugin.conftest import tensorboard
+from tensorboard_plugin.page import Page
+from tensorboard_plugin.synthetic import Spec, Training, log_run
+
+WIDE = Spec("wide", 3000)
+MANY = tuple(f"kind {index}" for index in range(60))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A layer of 3,000 units, and a run of 60 classes."""
+    root = tmp_path_factory.mktemp("large")
+    log_run(root / "wide", Training((WIDE,), class_curves=False), 4)
+    log_run(root / "many", Training((Spec("conv", 12),), MANY, contributions=True, images_each=5), 2)
+    with tensorboard(root, runs=2) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_all_units_of_a_wide_layer_fit_with_the_right_shares(driver: Any, large: str) -> None:
+    from lightning_unitrole.reports.vocabulary import ROLE_OF, ROLES
+
+    page = Page(driver, large, run="wide", view="units", sort="unit")
+    holder = "const r = [...document.querySelectorAll('.raster')].find(r => r.offsetParent); "
+    assert page.js(holder + "return r.scrollHeight <= r.clientHeight + 1")
+    seen = page.raster()
+    drawn = {role.code: seen.get(ROLE_OF[role.code].light, 0) for role in ROLES if role.fill == "solid"}
+    counts = page.js(
+        "const a = window.unitRoles; return a.api.layer('wide', 0).then(d => {"
+        "const n = {}; for (const code of d.roles) n[code] = (n[code] || 0) + 1; return n; })"
+    )
+    for code, pixels in drawn.items():
+        share = counts.get(str(code), 0) / sum(counts.values())
+        assert pixels / sum(drawn.values()) == pytest.approx(share, abs=0.03)
+    wide = page.js(holder + "return [r.querySelector('canvas').clientWidth, r.clientWidth]")
+    assert wide[0] == wide[1]
+    page.js("document.querySelector('.view-units [aria-label=\"Higher rows\"]').click()")
+    page.drawn()
+    assert page.js(holder + "return r.scrollHeight > r.clientHeight")
+    assert page.errors() == []
+
+
+@pytest.mark.slow
+def test_many_classes_are_searched_and_paged(driver: Any, large: str) -> None:
+    page = Page(driver, large, run="many", view="unit", unit="3")
+    assert "page 1 of 3, 60 classes" in page.text(".pager")
+    rows = "return [...document.querySelectorAll('.strips title')].map(t => t.textContent)"
+    assert page.js(rows) == ["all classes", *MANY[:20]]
+    page.js("document.querySelector('[aria-label=\"Classes after\"]').click()")
+    page.drawn()
+    assert page.js(rows) == ["all classes", *MANY[20:40]]
+    page.show(classes="kind 5", page="")
+    assert page.js(rows) == ["all classes", "kind 5", *MANY[50:60]]
+    named = page.js("return [...document.querySelectorAll('.by-class [data-side=val]')].map(g => g.dataset['class'])")
+    assert len(named) == 20
+    assert set(named) <= set(MANY)
+    assert "The 20 of 60 classes to which it contributes most" in page.text(".view-unit")
+    page.show(view="units")
+    field = page.find("input[aria-label=Class]")[0]
+    field.send_keys("\ue009a\ue000kind 41", "\ue007")  # control and a, then Enter
+    page.drawn()
+    assert page.js("return window.unitRoles.klass") == 41
+    assert page.errors() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_is_told_in_words(driver: Any, tmp_path: Path) -> None:
+    log_run(tmp_path / "run", Training((Spec("conv", 4),)), 1)
+    with tensorboard(tmp_path, runs=1) as address:
+        page = Page(driver, address)
+    page.show(view="entropy")
+    assert "TensorBoard does not answer" in page.text(".message")
+    page.driver.get_log("browser")
+
+
+def test_without_roles_there_is_no_legend_of_them(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="without_ablation", layer="features.3")
+    for view, form in (("overview", "table"), ("overview", "charts"), ("units", ""), ("entropy", "")):
+        page.show(view=view, form=form)
+        assert "Training only" not in page.text(f".view-{view} .legend")
+
+
+def test_changes_are_those_beyond_the_error_bars(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="contribution", layer="features.0", view="units")
+    counted = page.js(
+        """const a = window.unitRoles; return a.api.layer('contribution', 0).then(d => {
+        const units = 16, last = d.steps.length - 1; let count = 0;
+        for (let u = 0; u < units; u++) {
+          const [i, j] = [(last - 1) * units + u, last * units + u];
+          const far = side => Math.abs(d['contribution_' + side][j] - d['contribution_' + side][i]) >
+            2 * Math.hypot(d['error_' + side][i], d['error_' + side][j]);
+          count += d.roles[i] !== d.roles[j] && d.roles[i] < 4 && d.roles[j] < 4 && (far('val') || far('train'));
+        }
+        return count; })"""
+    )
+    said = page.text(".changed-note")
+    assert said.startswith(str(counted or "no"))
+    assert said.endswith("changed since the analysis before, beyond the error bars")
+    page.show(view="transitions", **{"from": "before"})
+    assert "2 · to the cursor" not in page.text(".view-transitions")
+    assert f"{counted} unit" in page.text(".view-transitions .note")
+    assert page.js("return document.querySelector('.view-transitions select').value") == "before"
+    assert page.errors() == []
