@@ -13,6 +13,7 @@ import people
 import pytest
 import pytorch_lightning as pl
 import torch
+from networks import mostly_slow
 from people import CLASSES, loaders
 from support import make_trainer
 from torch import Tensor
@@ -209,7 +210,9 @@ def groups_of(setup: Setup, items: list[Any]) -> list[int]:
     return [int(label.argmax()) if isinstance(label, Tensor) and label.dim() else int(label) for label in labels]
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(SETUPS, quick=["dict batch", "features and logits", "siamese", "multilabel"])
+)
 def test_setups_give_a_right_report(name: str) -> None:
     setup = SETUPS[name]
     pl.seed_everything(0, verbose=False)
