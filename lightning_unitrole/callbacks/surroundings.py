@@ -57,7 +57,7 @@ def is_waited_for(trainer: Trainer) -> bool:
     """Whether a callback or a schedule of the learning rate looks at a key of a report, and fails without it."""
     schedules = [one.monitor for one in trainer.lr_scheduler_configs]
     names = [getattr(one, "monitor", None) for one in _callbacks(trainer)] + schedules
-    return any(isinstance(name, str) and name.startswith(f"{PREFIX}/") for name in names)
+    return any(isinstance(name, str) and name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in names)
 
 
 def _callbacks(trainer: Trainer) -> Iterator[Any]:

@@ -166,7 +166,7 @@ def test_mixed_training_images_are_read_unmixed() -> None:
 def test_callbacks_that_wait_for_a_key_find_it(tmp_path: Path) -> None:
     watch = monitor(every_n_epochs=2)
     waiting = [
-        EarlyStopping("unitrole/net.6/ranking_gap/val", patience=5),
+        EarlyStopping("unitrole_ranking_gap/net.6/val", patience=5),
         ModelCheckpoint(tmp_path, monitor="unitrole/net.6/ranking_gap/val", filename="best"),
     ]
     make_trainer(*waiting, watch, max_epochs=4, enable_checkpointing=True).fit(Plain(), *loaders())
