@@ -64,6 +64,22 @@ def _callbacks(trainer: Trainer) -> Iterator[Any]:
     return iter(trainer.callbacks)  # type: ignore[attr-defined]
 
 
+def same_name(callback: Any, trainer: Trainer) -> str | None:
+    """What to tell the user where another callback of the same type logs under the same name; None where none does."""
+    others = [one for one in _callbacks(trainer) if type(one) is type(callback) and one is not callback]
+    if not trainer.loggers or callback.name not in [one.name for one in others]:
+        return None
+    return (
+        f"Several callbacks of type {type(callback).__name__} log under the same keys, so that one hides the other. "
+        "Give each of them a name=."
+    )
+
+
+def epochs_of(trainer: Trainer) -> int | None:
+    """Epochs of the whole training, if the trainer knows."""
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+
+
 def setting_name(value: Any) -> Any:
     """A setting as what tells it from another, the same in each run."""
     if value is None or isinstance(value, (bool, int, float, str)):
