@@ -63,7 +63,7 @@ class Observer:
         return {
             layer.name: UnitRecorder(
                 self.num_classes,
-                layer.num_units,
+                layer,
                 images_per_class=options.images_of_each(self.num_classes),
                 device=self.runner.device,
                 activation=needs.activation,

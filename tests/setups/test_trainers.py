@@ -237,7 +237,7 @@ def test_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = loaders()
     quick: dict[str, Any] = {"images_per_class": 6, "curve_images": 4, "ablation_points": 8, "backend": "torch"}
     report = analyze(compiled, train, val, **quick)  # type: ignore[arg-type]
-    assert_same(report, of_network(net), prefix="_orig_mod.")
+    assert_same(report, of_network(net), prefix="")
 
 
 def test_channels_last() -> None:
