@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from lightning_unitrole.data.sample import Images
+from lightning_unitrole.network.layout import on_grid
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.network.units import UnitLayer
@@ -72,7 +73,8 @@ class ExampleCollector:
             contributions: ``[B, U]``.
             usable: ``[B]`` bool, images whose contributions are finite.
         """
-        self._layers[layer.name].add(self._places, maps, contributions, usable)
+        arranged = on_grid(layer, maps)
+        self._layers[layer.name].add(self._places, maps if arranged is None else arranged, contributions, usable)
 
     def result(self) -> SplitExamples:
         """The best images of all processes, on the CPU."""
@@ -188,11 +190,12 @@ def make_thumbnails(inputs: Any, shape: int | tuple[int, ...]) -> Tensor | None:
     """``[B, h, w, 1 or 3]`` uint8 of a batch, on the CPU, each stretched to its own range; None for no images.
 
     Args:
-        inputs: what the model is called with; its first tensor counts.
+        inputs: what the model is called with; its first tensor that may hold images counts.
         shape: longest side of a thumbnail, or their ``(h, w, 1 or 3)``.
     """
-    images = next(iter(tensors_in(inputs)), None)
-    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or images.is_complex():
+    candidates = (one for one in tensors_in(inputs) if one.ndim == 4 and one.shape[1] in (1, 3))
+    images = next(candidates, None)
+    if images is None or images.is_complex():
         return None
     images = _able(images.detach()).float().nan_to_num()
     height, width = images.shape[2:]

@@ -8,6 +8,7 @@ import people
 import pytest
 import pytorch_lightning as pl
 import torch
+from networks import mostly_slow
 from people import Items, Plain, loaders, pair
 from test_setups import CURVE_IMAGES, IMAGES, fit, monitor
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def loss_without(net: nn.Module, module: str, dim: int, off: Tensor) -> float:
         handle.remove()
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", mostly_slow(NETS, quick=["tokens"]))
 def test_units_of_all_kinds(name: str) -> None:
     make, layers = NETS[name]
     pl.seed_everything(0, verbose=False)
