@@ -100,7 +100,7 @@ def parse() -> argparse.Namespace:
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="train as long without pruning too"
     )
     parser.add_argument("--amount", type=float, default=0.55, help="share of the MACs to remove")
-    parser.add_argument("--choose-by", default="evidence", help="evidence, roles, or a criterion such as filter_norm")
+    parser.add_argument("--choose-by", default="group_taylor", help="group_norm, evidence, roles, or a criterion")
     parser.add_argument("--images-per-class", type=int, default=30, help="validation images that choose the units")
     parser.add_argument("--ablation-points", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -171,6 +171,8 @@ def main() -> None:
         "pruned and fine-tuned": model,
         "the same from its checkpoint": load_pruned(Classifier, slim, weights=None),
     }
+    print("\nWhat other amounts would have cost, before fine-tuning:")
+    print(pruning.preview(found["before pruning"], (0.2, 0.4, 0.6, 0.8), data=val).table())
     if arguments.baseline:
         print("\nTraining as long without pruning, to compare:")
         found["trained as long, not pruned"] = network()
@@ -178,7 +180,7 @@ def main() -> None:
     print("\nOn test images:")
     for name, one in found.items():
         print(describe(name, one, test, arguments.limit_batches))
-    print(f"\nTo build such a network slim at once, give its layers these widths:\n  {pruning.report.widths}")
+    print(f"\nTo build such a network slim at once, make its layers so:\n{pruning.suggest()}")
     print(f"\nTo go on with the pruned one:\n  load_pruned(Classifier, {str(slim)!r})")
     print(f"\nTo look at the widths and the accuracy over time:\n  tensorboard --logdir {arguments.log_dir}\n")
 

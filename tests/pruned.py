@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_unitrole.network.structures import tensors_in
-from lightning_unitrole.pruning.coupling import ChannelGraph, channel_graph
+from lightning_unitrole.pruning.coupling import channel_graph
+from lightning_unitrole.pruning.groups import ChannelGraph
 from lightning_unitrole.pruning.removal import Removal, plan_removal
 
 

@@ -136,7 +136,7 @@ class _BestImages:
         shape = (len(KINDS), len(places), maps.shape[1])
         ids = torch.where(new.isfinite(), places.view(1, -1, 1).expand(shape), -1)
         self.places = torch.cat([self.places, ids], 1).gather(1, best)
-        small = adaptive_avg_pool2d(maps.float(), self.size)
+        small = adaptive_avg_pool2d(_able(maps), self.size).to(self.maps)
         units = torch.arange(maps.shape[1], device=maps.device)
         old = self.maps.gather(1, best.clamp(max=kept - 1)[..., None, None].expand(*best.shape, *self.size))
         self.maps = torch.where((best < kept)[..., None, None], old, small[(best - kept).clamp(min=0), units])
@@ -197,7 +197,7 @@ def make_thumbnails(inputs: Any, shape: int | tuple[int, ...]) -> Tensor | None:
     images = next(candidates, None)
     if images is None or images.is_complex():
         return None
-    images = images.detach().float().nan_to_num()
+    images = _able(images.detach()).float().nan_to_num()
     height, width = images.shape[2:]
     if isinstance(shape, int):
         shrink = min(1.0, shape / max(height, width))
@@ -209,3 +209,8 @@ def make_thumbnails(inputs: Any, shape: int | tuple[int, ...]) -> Tensor | None:
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     shades = 255 * (images - low) / (high - low).clamp(min=1e-12)
     return shades.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def _able(values: Tensor) -> Tensor:
+    """The same where every size can be made of it: Metal cannot shrink to sizes that do not divide."""
+    return values.cpu() if values.device.type == "mps" else values

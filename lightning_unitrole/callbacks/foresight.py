@@ -117,4 +117,4 @@ class Foresight(Pruner):
         runner = Runner(model, forward=forward)
         batch = runner.transfer(first_batch(as_batches(data, name="validation"), name="validation"))
         session = AnalysisSession(runner, self._options(source), batch)
-        return NetworkState(session, session.probe(data, name="validation", held_out=True))
+        return self._network_state(session, session.probe(data, name="validation", held_out=True))

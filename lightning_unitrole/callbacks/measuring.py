@@ -9,10 +9,12 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
+from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.callbacks.trainer import TrainerAnalysis
-from lightning_unitrole.pruning.coupling import ChannelGroup
+from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
+from lightning_unitrole.pruning.groups import ChannelGroup
 from lightning_unitrole.pruning.importance import (
     GROUP_NORM,
     IMPORTANCES,
@@ -36,6 +38,8 @@ class Measuring(pl.Callback):
     choose_by: str | Criterion
     criterion: str | Criterion | None
     limits: Limits
+    mode: str
+    remove_at_end: bool
     layers: str | Sequence[str]
     skip_layers: list[str]
     monitor: UnitRoleMonitor | None
@@ -87,8 +91,13 @@ class Measuring(pl.Callback):
     def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
         if self._state is None:
             analysis = self._trainer_analysis(trainer)
-            self._state = NetworkState(analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module))
+            self._state = self._network_state(
+                analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module)
+            )
         return self._state
+
+    def _network_state(self, session: AnalysisSession, probe: Probe) -> NetworkState:
+        return NetworkState(session, probe, loose=self.mode == "mask" and not self.remove_at_end)
 
     def _candidates(self, network: NetworkState, analyse: Callable[[], UnitReport]) -> list[Candidate]:
         """Groups with what was measured about their items; ``analyse`` gives roles where units are chosen by them."""
@@ -124,9 +133,11 @@ class Measuring(pl.Callback):
         """The groups that the settings allow to be pruned."""
         measured = [layer.name for layer in network.session.layers]
         layers = [self.layers] if isinstance(self.layers, str) else self.layers
-        return prunable_groups(
-            network.graph, measured, by_name=set(measured) & set(layers), skip_layers=self.skip_layers
-        )
+        by_name = set(measured) & set(layers)
+        if self._by_importance and self.layers == "all" and self.limits.max_drop is None:
+            # Nothing has to be seen of their maps, so hidden linear layers are among them.
+            measured = [name for group in network.graph.groups for name in group.channels]
+        return prunable_groups(network.graph, measured, by_name=by_name, skip_layers=self.skip_layers)
 
 
 def callbacks_of(trainer: Any) -> list[Any]:

@@ -199,7 +199,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         check_layer_names(self.layers, pl_module)
         stand_before_averaging(self, trainer)
         self._faults.warn(same_name(self, trainer), trainer)
-        self._analysis.renew()
+        self._analysis = self._make_analysis().after(self._analysis)
         # Another model or another fit; a checkpoint's state is loaded after this.
         if self.is_of_another(pl_module) or (stage == "fit" and trainer.current_epoch == 0):
             self.forget_reports()

@@ -17,8 +17,8 @@ import torch
 from lightning_unitrole.callbacks.faults import Faults, PeerFaultError, ask_peers
 from lightning_unitrole.callbacks.measuring import Measuring, callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
-from lightning_unitrole.pruning.coupling import ChannelGroup
 from lightning_unitrole.pruning.equivalence import remove_checked
+from lightning_unitrole.pruning.groups import ChannelGroup
 from lightning_unitrole.pruning.history import original_amounts, record_removals, removals_of
 from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
@@ -49,8 +49,6 @@ class Pruner(Measuring):
 
     amount: float | None
     of: str
-    mode: str
-    remove_at_end: bool
     schedule: Schedule
     report: PruningReport | None
 

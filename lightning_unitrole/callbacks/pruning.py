@@ -62,7 +62,10 @@ class UnitPruning(Foresight):
     the text ``unitrole/pruning/report``.
 
     Args:
-        choose_by: ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
+        choose_by: ``"group_taylor"``: squared first-order estimate of what the loss changes by without the unit, see
+            :func:`~lightning_unitrole.pruning.importance.group_taylor`, and ``"group_norm"``: squared norm of all
+            weights that go with it, both over all layers that hang together and for each multiply-accumulate that it
+            costs; ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
             ``"roles"``: units that are ``NEITHER`` for every class first; or a criterion, by name or as a function.
         amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule. The
             beginning is before anything was removed, in whatever run: a pruned network remembers it.
@@ -79,7 +82,8 @@ class UnitPruning(Foresight):
         every_n_epochs: epochs between two times.
         criterion: how ``"evidence"`` and ``"roles"`` rank the units of a layer; None lets ``"evidence"`` take, in each
             layer, the criterion whose ablation curve turns out best, and ``"roles"`` the monitor's.
-        layers: convolutions to prune: ``"all"``, ``"auto"``, or names or glob patterns.
+        layers: convolutions to prune: ``"all"``, which takes hidden linear layers too where units are chosen by
+            ``"group_taylor"`` or ``"group_norm"``, ``"auto"``, or names or glob patterns.
         skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them.
         min_units: units that each layer keeps, at least.
         round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores.
@@ -128,11 +132,11 @@ class UnitPruning(Foresight):
                 f"choose_by={choose_by!r}; expected {', '.join(map(repr, IMPORTANCES))}, 'evidence', 'roles', one of "
                 f"{', '.join(CRITERIA)}, or a function."
             )
-        if amount is not None and not 0 < amount < 1:
+        if amount is not None and not (_is_number(amount) and 0 < amount < 1):
             raise SettingError(f"amount={amount!r}; expected a number between 0 and 1, both excluded.")
         if of not in AMOUNTS:
             raise SettingError(f"of={of!r}; expected one of {', '.join(AMOUNTS)}.")
-        if max_accuracy_drop is not None and not 0 <= max_accuracy_drop < 1:
+        if max_accuracy_drop is not None and not (_is_number(max_accuracy_drop) and 0 <= max_accuracy_drop < 1):
             raise SettingError(f"max_accuracy_drop={max_accuracy_drop!r}; expected a number of at least 0 and below 1.")
         if mode not in _MODES:
             raise SettingError(f"mode={mode!r}; expected one of {', '.join(_MODES)}.")
@@ -291,3 +295,7 @@ class UnitPruning(Foresight):
             raise SettingError("No unit is masked; restore_masked works while training runs with mode='mask'.")
         self._mask.restore()
         self._mask = self._masked = None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -104,8 +104,3 @@ def no_report(trainer: Trainer, every_n_epochs: Any) -> str:
         f"UnitRoleMonitor made no report: no validation run fell due in {trainer.current_epoch} epochs, with "
         f"every_n_epochs={every_n_epochs} and check_val_every_n_epoch={validated}."
     )
-
-
-def epochs_of(trainer: Trainer) -> int | None:
-    """Epochs of the whole training, if the trainer knows."""
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None

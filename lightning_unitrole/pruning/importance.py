@@ -17,7 +17,8 @@ from lightning_unitrole.data.sample import Images, Sample
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.structures import take_rows
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Place, everything_trainable
+from lightning_unitrole.pruning.coupling import everything_trainable
+from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup, Place
 from lightning_unitrole.pruning.selection import Candidate, saving
 
 GROUP_NORM, GROUP_TAYLOR = "group_norm", "group_taylor"
@@ -132,14 +133,15 @@ def _few_at_once(sample: Sample) -> Iterator[Images]:
 
 
 def _readers(group: ChannelGroup, model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Place]:
-    """Where layers read the channels of a group; everything that a removal takes if no layer is known to."""
+    """Where layers read the channels of a group; else its normalisations, else everything that a removal takes."""
     found = []
     for name, dim in group.slices:
         if name in parameters and parameters[name].dim() > 1:
             transposed = getattr(model.get_submodule(name.rpartition(".")[0]), "transposed", False)
             if dim == (0 if transposed else 1):
                 found.append((name, dim))
-    return found or [place for place in group.slices if place[0] in parameters]
+    places = [place for place in group.slices if place[0] in parameters]
+    return found or [place for place in places if place[0].rpartition(".")[0] not in group.channels] or places
 
 
 def _by_item(values: Tensor, dim: int, items: Sequence[tuple[int, ...]]) -> Tensor:

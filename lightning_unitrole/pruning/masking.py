@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.pruning.groups import CHANNEL_NORMS
 from lightning_unitrole.pruning.removal import Removal
 
 
 class UnitMask:
     """Zeros in place of everything that a removal would take, so that the network computes what the smaller one would.
 
-    Layer normalisation computes its statistics from the units that are left, by a hook; elsewhere only parameters
-    change, so compiled models and every optimizer go on as they are.
+    Layer and RMS normalisation compute their statistics from the units that are left, by a hook; elsewhere only
+    parameters change, so compiled models and every optimizer go on as they are.
 
     Args:
         model: the network; changed in place.
@@ -48,7 +49,7 @@ class UnitMask:
         self._hooks = [
             module.register_forward_hook(_LayerNormOfKept(module, removal.kept[f"{name}.weight"][0]))
             for name, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm) and f"{name}.weight" in removal.kept
+            if isinstance(module, CHANNEL_NORMS) and f"{name}.weight" in removal.kept
         ]
         self.take()
 
@@ -98,11 +99,11 @@ class UnitMask:
 class _LayerNormOfKept:
     """Forward hook that normalises over the kept channels alone."""
 
-    def __init__(self, module: nn.LayerNorm, kept: Tensor) -> None:
+    def __init__(self, module: Any, kept: Tensor) -> None:
         self.kept = kept
         self.dim = _channel_dim(module)
 
-    def __call__(self, module: nn.LayerNorm, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         kept = self.kept.to(output.device)
         narrow = copy.copy(module)
         narrow._parameters = {}
@@ -114,9 +115,9 @@ class _LayerNormOfKept:
         return torch.zeros_like(output).index_copy(self.dim, kept, normalised)
 
 
-def _channel_dim(module: nn.LayerNorm) -> int:
+def _channel_dim(module: Any) -> int:
     """Dimension over which a layer, or a subclass that moves channels, normalises."""
-    if type(module) is nn.LayerNorm:
+    if type(module) in CHANNEL_NORMS:
         return -1
     width = module.normalized_shape[0]
     other = 3 if width != 3 else 5

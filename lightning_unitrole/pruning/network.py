@@ -19,7 +19,8 @@ from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.isolation import undisturbed
 from lightning_unitrole.network.structures import take_rows
-from lightning_unitrole.pruning.coupling import ChannelGroup, channel_graph, layer_widths
+from lightning_unitrole.pruning.coupling import channel_graph
+from lightning_unitrole.pruning.groups import ChannelGroup, layer_widths
 from lightning_unitrole.pruning.history import kept_channels, removals_of
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Removal
@@ -36,6 +37,7 @@ class NetworkState:
     Args:
         session: the analysis of the network's layers.
         probe: validation images to judge it by.
+        loose: see :func:`~lightning_unitrole.pruning.coupling.channel_graph`.
 
     Raises:
         DataError: if there is no image.
@@ -48,14 +50,14 @@ class NetworkState:
         graph: the network's channel groups.
     """
 
-    def __init__(self, session: AnalysisSession, probe: Probe) -> None:
+    def __init__(self, session: AnalysisSession, probe: Probe, *, loose: bool = False) -> None:
         self.session = session
         self.sample = session.sample(probe)
         if not bool(self.sample.images.any()):
             raise DataError("The validation data are empty: there is no image to choose units by.")
         self.batch = count_images(session.example_inputs)
         runner = session.runner
-        self.graph = channel_graph(runner.forward, runner.model, session.example_inputs, batch=self.batch)
+        self.graph = channel_graph(runner.forward, runner.model, session.example_inputs, batch=self.batch, loose=loose)
 
     @cached_property
     def amounts(self) -> dict[str, int]:

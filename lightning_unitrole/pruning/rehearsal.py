@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unitrole.errors import SettingError, TraceError
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
 from lightning_unitrole.pruning.equivalence import remove_checked
+from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup
 from lightning_unitrole.pruning.optimizers import check_optimizers, try_optimizers
 from lightning_unitrole.pruning.removal import plan_removal
 from lightning_unitrole.pruning.selection import Candidate, Limits, choose

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import DataError, SettingError, refuse_newer
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
+from lightning_unitrole.pruning.groups import CHANNEL_NORMS, ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.reports.storage import BROKEN
 
 STATE_VERSION = 1
@@ -328,7 +328,10 @@ def _fitting_attributes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
         width = weight if weight is not None else module.running_mean
         return {} if width is None else {"num_features": len(width)}
-    if isinstance(module, nn.LayerNorm) and weight is not None:
+    if isinstance(module, nn.GroupNorm) and weight is not None:
+        size = module.num_channels // module.num_groups
+        return {"num_channels": len(weight), "num_groups": len(weight) // size}
+    if isinstance(module, CHANNEL_NORMS) and weight is not None:
         return {"normalized_shape": tuple(weight.shape)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight.numel()} if weight is not None else {}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.tracing import module_of
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.pruning.evidence import LayerEvidence
+from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.reports.roles import UnitRole
 
 EVIDENCE, ROLES = "evidence", "roles"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_unitrole.pruning.coupling import layer_widths
+from lightning_unitrole.pruning.groups import layer_widths
 from lightning_unitrole.pruning.removal import Removal, remove
 from lightning_unitrole.reports.tables import text_table
 

@@ -27,12 +27,13 @@ FULL = 4
 
 BEFORE = [
     "lightning_unitrole.callbacks.pruner.choose",
-    "lightning_unitrole.callbacks.pruner.find_candidates",
-    "lightning_unitrole.callbacks.pruner.prunable_groups",
-    "lightning_unitrole.callbacks.pruner.gather_evidence",
+    "lightning_unitrole.callbacks.measuring.find_candidates",
+    "lightning_unitrole.callbacks.measuring.prunable_groups",
+    "lightning_unitrole.callbacks.measuring.gather_evidence",
     "lightning_unitrole.callbacks.pruner.plan_removal",
     "lightning_unitrole.callbacks.pruner.units_left",
     "lightning_unitrole.pruning.network.NetworkState.accuracy",
+    "lightning_unitrole.pruning.network.NetworkState.predict",
     "lightning_unitrole.pruning.network.NetworkState.counts",
     "lightning_unitrole.pruning.network.NetworkState.gone",
     "lightning_unitrole.pruning.evidence.rank",
@@ -63,7 +64,7 @@ MASKING = ["lightning_unitrole.callbacks.pruner.UnitMask", "lightning_unitrole.p
 """What is called while units are masked."""
 
 AFTER = [
-    "lightning_unitrole.callbacks.pruner.NetworkState",
+    "lightning_unitrole.callbacks.measuring.NetworkState",
     "lightning_unitrole.callbacks.pruner.log_pruning",
     "lightning_unitrole.callbacks.pruner.pruning_scalars",
     "lightning_unitrole.callbacks.pruner.PruningStep",
@@ -71,7 +72,7 @@ AFTER = [
     "lightning_unitrole.pruning.network.measure_latency",
     "lightning_unitrole.pruning.network.channel_graph",
     "lightning_unitrole.pruning.coupling._positions",
-    "lightning_unitrole.pruning.coupling._Finder.groups",
+    "lightning_unitrole.pruning.finder.Finder.groups",
     "torch_pruning.DependencyGraph.build_dependency",
     "lightning_unitrole.analysis.session.find_unit_layers",
 ]

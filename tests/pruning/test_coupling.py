@@ -72,14 +72,18 @@ def product_of_halves(x: torch.Tensor) -> torch.Tensor:
         pytest.param(
             lambda: TwoOutputs("tuple"), "stem", "its channels are an output of the network", id="the second of two"
         ),
-        pytest.param(SqueezeNet, "stem", "its channels run through 'norm', a GroupNorm", id="GroupNorm"),
+        pytest.param(
+            lambda: behind(nn.GroupNorm(1, 6)),
+            "first",
+            "'between', a GroupNorm with one group, normalises all channels together",
+            id="GroupNorm of one group",
+        ),
         pytest.param(
             lambda: behind(nn.LayerNorm(6, elementwise_affine=False)),
             "first",
             "its channels run through 'between', a LayerNorm",
             id="LayerNorm without weights",
         ),
-        pytest.param(lambda: behind(nn.RMSNorm(6)), "first", "its channels run through 'between'", id="RMSNorm"),
         pytest.param(tied_weights, "a", "'a.weight' is shared with 'b.weight'", id="tied weights"),
         pytest.param(tied_weights, "stem", "'a.weight' is shared with 'b.weight'", id="before tied weights"),
         pytest.param(
@@ -166,8 +170,27 @@ def test_layers_that_share_a_width(build: Callable[[], nn.Module], together: set
 def test_groups_of_a_convolution_lose_channels_at_the_same_places() -> None:
     groups = {group.name: group for group in graph_of(seeded(SqueezeNet), images()).groups}
     assert groups["grouped"].channels["grouped"] == [(0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11)]
-    assert groups["stem"].channels["stem"] == [(0, 2, 4, 6), (1, 3, 5, 7)]
-    assert groups["stem"].slices["grouped.weight", 1] == [(0,), (1,)]
+    # A normalisation in two groups, and a convolution in two groups that ties what it keeps apart.
+    assert groups["stem"].channels["stem"] == [tuple(range(8))]
+    assert groups["stem"].reason == "all of its channels hang together, so that none can leave without the others"
+
+
+def test_channels_that_groups_of_a_convolution_read_leave_at_the_same_places() -> None:
+    net = Net(
+        lambda net, x: net.head(net.grouped(net.first(x)).mean((2, 3))),
+        first=conv(3, 4),
+        grouped=conv(4, 6, groups=2),
+        head=nn.Linear(6, 4),
+    )
+    (first, _, _) = graph_of(seeded(lambda: net), images()).groups
+    assert first.channels["first"] == [(0, 2), (1, 3)]
+    assert first.slices["grouped.weight", 1] == [(0,), (1,)]
+
+
+def test_of_a_group_normalisation_whole_groups_leave() -> None:
+    (group, _) = graph_of(seeded(lambda: behind(nn.GroupNorm(3, 6))), images()).groups
+    assert group.channels["first"] == [(0, 1), (2, 3), (4, 5)]
+    assert group.reason is None
 
 
 def test_every_channel_is_in_one_item_of_one_group() -> None:

@@ -14,7 +14,7 @@ from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.data.sample import Sample
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.pruning.coupling import ChannelGroup
+from lightning_unitrole.pruning.groups import ChannelGroup
 from lightning_unitrole.pruning.importance import group_norm, group_taylor, importance_candidates
 
 

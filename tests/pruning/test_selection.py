@@ -9,7 +9,7 @@ from pruned import Chain, graph_of, images, known, random_items, seeded
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.pruning.coupling import ChannelGraph, ChannelGroup
+from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup
 from lightning_unitrole.pruning.network import count_macs, count_parameters
 from lightning_unitrole.pruning.removal import plan_removal, remove
 from lightning_unitrole.pruning.selection import (
