@@ -30,7 +30,7 @@ IMAGES, TRIED, SIZE = 5, 6, 64
 SIZES = {"inception_v3": 96, "alexnet": 96}
 OPTIONS = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 LARGEST = 100_000_000
-"""Parameters; larger networks are scaled-up versions of others on the page."""
+"""Parameters; larger networks are scaled-up versions of others on the page, which is written from the smallest on."""
 
 
 class Row(NamedTuple):
@@ -48,6 +48,12 @@ class Row(NamedTuple):
 def networks() -> list[str]:
     """Names of torchvision's classifiers."""
     return [str(name) for name in torchvision.models.list_models(module=torchvision.models)]
+
+
+def parameters(name: str) -> int:
+    """How many a network has, by what is known of its weights."""
+    known = torchvision.models.get_model_weights(name)
+    return int(next(iter(known)).meta["num_params"])
 
 
 def make(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -118,7 +124,7 @@ def page(rows: list[Row], left_out: list[str]) -> str:
         ),
     ]
     if left_out:
-        lines += ["", f"Not tried, for having more than {LARGEST // 10**6} million parameters: {', '.join(left_out)}."]
+        lines += ["", f"Not tried, for their size: {', '.join(left_out)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -127,20 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="names of torchvision's classifiers; all when left out")
     chosen = parser.parse_args().networks
-    rows, left_out = [], []
-    for name in chosen or networks():
-        with torch.device("meta"):
-            size = sum(one.numel() for one in torchvision.models.get_model(name, **OPTIONS.get(name, {})).parameters())
-        if size > LARGEST:
-            left_out.append(name)
-            continue
-        rows.append(look_at(name))
-        print(rows[-1], flush=True)
-    text = page(rows, left_out)
+    sizes = {name: parameters(name) for name in chosen or networks()}
+    rows: list[Row] = []
+    for name in sorted(sizes, key=lambda name: sizes[name]):
+        if sizes[name] <= LARGEST:
+            rows.append(look_at(name))
+            print(rows[-1], flush=True)
+        text = page(sorted(rows), sorted({*sizes} - {row.name for row in rows}))
+        if not chosen:
+            PAGE.write_text(text, encoding="utf-8")
     if chosen:
         print(text)
-    else:
-        PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
