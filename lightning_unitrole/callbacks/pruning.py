@@ -62,8 +62,8 @@ class UnitPruning(Foresight):
     the text ``unitrole/pruning/report``.
 
     Args:
-        choose_by: ``"group_taylor"``: what the loss changes by without units, at most, for each multiply-accumulate that
-            they cost, by first-order estimates, see :func:`~lightning_unitrole.pruning.importance.group_taylor`;
+        choose_by: ``"group_taylor"``: what the loss changes by without units, at most, for each multiply-accumulate
+            that they cost, by first-order estimates, see :func:`~lightning_unitrole.pruning.importance.group_taylor`;
             ``"group_norm"``: squared norm of all weights that go with a unit; both over all layers that hang together.
             ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
             ``"roles"``: units that are ``NEITHER`` for every class first; or a criterion, by name or as a function.

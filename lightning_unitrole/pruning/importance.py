@@ -134,8 +134,8 @@ def importance_candidates(
         groups: the groups that may be pruned.
         scores: ``[N]`` importance of the items of each group.
         graph: the network's channel groups.
-        macs: multiply-accumulate operations of the network, to count importance for each of them that an item costs; None
-            to take it as it is.
+        macs: multiply-accumulate operations of the network, to count importance for each of them that an item costs;
+            None to take it as it is.
         gone: items that are masked already, by the group's name.
         drops: ``[N]`` accuracy drop of the items, by the group's name; groups that it lacks have none.
     """
