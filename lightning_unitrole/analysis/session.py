@@ -17,7 +17,6 @@ from lightning_unitrole.ablation import (
     classification_score,
     first_tensor,
 )
-from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
@@ -206,20 +205,14 @@ class AnalysisSession:
         Args:
             samples: the images.
             recorders: what a validation loop recorded of the validation images already.
-            examples: keep the images that units contribute most to and respond to most; only with roles by
-                contribution.
+            examples: keep the images that units contribute and respond to most; only with roles by contribution.
             epoch: epoch of the trainer.
             global_step: optimizer steps taken so far.
         """
         by_contribution = self.roles_by_contribution
         removal = by_contribution and self.options.effects == "removal"
-        kept = {
-            split: ExampleCollector(
-                self.runner, self.layers, int(sample.images.sum()), self.example_inputs, twins=split == "val"
-            )
-            for split, sample in (("train", samples.train), ("val", samples.val))
-            if examples and by_contribution
-        }
+        wanted = examples and by_contribution
+        kept = self.observer.example_collectors(samples, self.example_inputs) if wanted else {}
         measure = partial(self.observer.measure, contributions=by_contribution, removal=removal)
         train = measure(samples.train, examples=kept.get("train"))
         val = measure(samples.val, recorders=recorders, examples=kept.get("val"))
