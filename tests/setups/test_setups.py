@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from lightning_unitrole import UnitReport, UnitRoleMonitor
+from lightning_unitrole import UnitPruning, UnitReport, UnitRoleMonitor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -274,3 +274,13 @@ def test_a_task_that_was_guessed_is_announced_and_can_be_set(caplog: pytest.LogC
     assert "the task is taken to be binary" in caplog.text
     report = fit(setup.module(), loaders(setup.item), monitor(task="regression"))
     assert report.class_names == ("all",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siamese", "dict batch", "multilabel"])
+def test_setups_can_be_pruned(name: str) -> None:
+    setup = SETUPS[name]
+    pruning = UnitPruning(amount=0.3, start_epoch=1)
+    make_trainer(monitor(), pruning, max_epochs=2).fit(setup.module(), *loaders(setup.item))
+    assert pruning.report is not None
+    assert pruning.report.after.macs <= 0.75 * pruning.report.before.macs
