@@ -27,11 +27,14 @@ def announcement(session: AnalysisSession, epoch_images: float) -> str:
         shown += f" ({session.num_found - len(names)} other layers can be named in layers=)"
     if flat := [layer.name for layer in session.layers if not layer.grid]:
         shown += f"; without birth points, which need maps, and ranked by contribution: {', '.join(flat[:4])}"
+    # Both sides use the same images of each class, so no more than an epoch has.
+    share = min(1.0, epoch_images / (session.images_per_class * session.num_classes))
     # A training step is a forward pass and a backward pass, which takes about two.
-    epochs = session.most_passes() / (3 * epoch_images)
+    epochs = share * session.most_passes() / (3 * epoch_images)
+    shown_epochs = f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}"
     return (
         f"Unit roles: {shown}; {session.images_per_class} images of each of {session.num_classes} classes, training "
-        f"and validation. One analysis takes at most as long as about {epochs:.2g} epochs of training."
+        f"and validation. One analysis takes at most as long as about {shown_epochs} epochs of training."
     )
 
 
