@@ -27,7 +27,7 @@ _IMAGES_AT_ONCE = 8
 """Images whose gradients are summed before they are squared: in larger sums they cancel out."""
 
 _CORRELATION = 0.1
-"""Of the effects of two items of one group; of 0, 0.1, 0.3 and 1 the one that leaves most accuracy right after cuts."""
+"""Of the effects of two items of a group. With 0 a layer was emptied; 0.3 and 1 left less accuracy after most cuts."""
 
 
 def group_norm(groups: Sequence[ChannelGroup], model: nn.Module) -> dict[str, Tensor]:
