@@ -156,14 +156,23 @@ def third_party(source: str) -> set[str]:
     return {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, NAME}
 
 
-def declared() -> set[str]:
-    """Distributions that users get with the package, or with one of its extras for users, as modules are written."""
+FOR_DEVELOPERS = {"docs", "test"}
+"""Extras that users do not install."""
+
+
+def requirements() -> list[str]:
+    """What users get with the package, or with one of its extras for users."""
     tomllib = pytest.importorskip("tomllib", reason="Python reads TOML since 3.11")
     path = Path(__file__).parents[1] / "pyproject.toml"
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *(one for extra in extras if extra != "test" for one in extras[extra])]
-    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].replace("-", "_").lower() for one in needed}
+    chosen = [extra for extra in extras if extra not in FOR_DEVELOPERS]
+    return [*project["dependencies"], *(one for extra in chosen for one in extras[extra])]
+
+
+def declared() -> set[str]:
+    """The distributions among the requirements, as modules are written."""
+    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].replace("-", "_").lower() for one in requirements()}
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
@@ -177,6 +186,10 @@ def test_a_library_that_is_not_declared_is_found() -> None:
     assert third_party(source) == {"torch", "pandas"}
     assert "torch" in declared()
     assert "pytest" not in declared()
+
+
+def test_every_requirement_says_how_old_it_may_be() -> None:
+    assert [one for one in requirements() if ">=" not in one] == []
 
 
 HEAVY = {

@@ -423,6 +423,32 @@ def test_tensorboard_gets_scalars_histograms_figures_and_a_layout(tmp_path: Path
     assert sum(shares) == pytest.approx(1)
 
 
+@pytest.mark.slow
+def test_monitors_with_names_log_side_by_side(tmp_path: Path) -> None:
+    watching = [monitor(layers="net.7", name="a"), monitor(layers="net.7", name="b", criterion="filter_norm")]
+    trainer = make_trainer(*watching, max_epochs=1, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    trainer.fit(Digits(), *loaders())
+    runs = [EventAccumulator(str(folder)).Reload() for folder in (tmp_path, tmp_path / "a", tmp_path / "b")]
+    scalars = runs[0].Tags()["scalars"]
+    for name, run in zip("ab", runs[1:], strict=True):
+        assert f"unitrole_feature_entropy/{name}/net.7/val" in scalars
+        assert f"unitrole/{name}/net.7/feature_entropy/val" in trainer.callback_metrics
+        assert "unitrole_ablation/net.7" in run.Tags()["images"]
+        assert any(tag.startswith("unit_roles/") for tag in run.Tags()["tensors"])
+    assert not any(tag.startswith("unit_roles/") for tag in runs[0].Tags()["tensors"])
+
+
+def test_monitors_without_names_are_told_that_they_need_some(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Give each of them a name="):
+        fit(monitor(ablation_points=0), monitor(layers="all"), max_epochs=1, logger=CSVLogger(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", 3])
+def test_names_that_are_no_names_are_refused(name: Any) -> None:
+    with pytest.raises(SettingError, match="name="):
+        UnitRoleMonitor(name=name)
+
+
 def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
     fit(monitor(), max_epochs=1, logger=CSVLogger(tmp_path, name="", version=""))
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]

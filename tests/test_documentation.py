@@ -39,7 +39,8 @@ def watched(names: dict[str, Any]) -> None:
 
 def overfitted(names: dict[str, Any]) -> None:
     healthy, memorising = (
-        [layer.differing_share for layer in names["reports"][name].layers.values()] for name in ("healthy", "memorising")
+        [layer.differing_share for layer in names["reports"][name].layers.values()]
+        for name in ("healthy", "memorising")
     )
     assert max(healthy) < 0.05
     assert min(memorising) > 2 * max(healthy)

@@ -1,6 +1,6 @@
 """Draw the pictures of `concepts.md`, in a light and a dark form, with the package's own functions.
 
-    python docs/scripts/pictures.py
+Run it as ``python docs/scripts/pictures.py``.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def roles(theme: str) -> plt.Figure:
     known = {role.name: role for role in ROLES}
     figure, axis = plt.subplots(figsize=(9, 3))
     axis.axhline(0, color=FAINT[theme])
-    for place, (train, val, role) in enumerate(values):
+    for place, (train, val, _) in enumerate(values):
         for shift, value, colour, name in (
             (-0.1, train, BLUE[theme], "training images"),
             (0.1, val, ORANGE[theme], "validation images"),
@@ -107,8 +107,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     pictures: tuple[Callable[[str], plt.Figure], ...] = (birth, entropy, roles, ablation)
     for theme in ("light", "dark"):
-        ink = {key: INK[theme] for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")}
-        ground = {key: BACKGROUND[theme] for key in ("figure.facecolor", "axes.facecolor")}
+        ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK[theme])
+        ground = dict.fromkeys(("figure.facecolor", "axes.facecolor"), BACKGROUND[theme])
         spines = {"axes.edgecolor": FAINT[theme], "axes.spines.top": False, "axes.spines.right": False}
         with plt.rc_context({**ink, **ground, **spines, "font.size": 10, "axes.titlesize": 10}):
             for picture in pictures:

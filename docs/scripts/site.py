@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages from elsewhere in the repository, their links, and Sphinx's roles in docstrings."""
+"""What MkDocs does not do by itself: pages from elsewhere in the repository, their links, Sphinx's roles."""
 
 import ast
 import posixpath

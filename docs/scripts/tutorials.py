@@ -4,8 +4,8 @@
     python docs/scripts/tutorials.py --write    # and put what they print into the pages
     python docs/scripts/tutorials.py watch      # one of them
 
-A page is one program: its blocks of Python run from top to bottom, with the same variables. A block that prints is followed by
-a block of text, which holds what it printed.
+A page is one program: its blocks of Python run from top to bottom, with the same variables. A block that prints is
+followed by a block of text, which holds what it printed.
 """
 
 import argparse

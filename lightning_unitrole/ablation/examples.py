@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from lightning_unitrole.data.sample import Images
+from lightning_unitrole.network.layout import on_grid
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.network.units import UnitLayer
@@ -72,7 +73,8 @@ class ExampleCollector:
             contributions: ``[B, U]``.
             usable: ``[B]`` bool, images whose contributions are finite.
         """
-        self._layers[layer.name].add(self._places, maps, contributions, usable)
+        arranged = on_grid(layer, maps)
+        self._layers[layer.name].add(self._places, maps if arranged is None else arranged, contributions, usable)
 
     def result(self) -> SplitExamples:
         """The best images of all processes, on the CPU."""
@@ -134,7 +136,7 @@ class _BestImages:
         shape = (len(KINDS), len(places), maps.shape[1])
         ids = torch.where(new.isfinite(), places.view(1, -1, 1).expand(shape), -1)
         self.places = torch.cat([self.places, ids], 1).gather(1, best)
-        small = adaptive_avg_pool2d(maps.float(), self.size)
+        small = adaptive_avg_pool2d(_able(maps), self.size).to(self.maps)
         units = torch.arange(maps.shape[1], device=maps.device)
         old = self.maps.gather(1, best.clamp(max=kept - 1)[..., None, None].expand(*best.shape, *self.size))
         self.maps = torch.where((best < kept)[..., None, None], old, small[(best - kept).clamp(min=0), units])
@@ -188,13 +190,14 @@ def make_thumbnails(inputs: Any, shape: int | tuple[int, ...]) -> Tensor | None:
     """``[B, h, w, 1 or 3]`` uint8 of a batch, on the CPU, each stretched to its own range; None for no images.
 
     Args:
-        inputs: what the model is called with; its first tensor counts.
+        inputs: what the model is called with; its first tensor that may hold images counts.
         shape: longest side of a thumbnail, or their ``(h, w, 1 or 3)``.
     """
-    images = next(iter(tensors_in(inputs)), None)
-    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) or images.is_complex():
+    candidates = (one for one in tensors_in(inputs) if one.ndim == 4 and one.shape[1] in (1, 3))
+    images = next(candidates, None)
+    if images is None or images.is_complex():
         return None
-    images = images.detach().float().nan_to_num()
+    images = _able(images.detach()).float().nan_to_num()
     height, width = images.shape[2:]
     if isinstance(shape, int):
         shrink = min(1.0, shape / max(height, width))
@@ -206,3 +209,8 @@ def make_thumbnails(inputs: Any, shape: int | tuple[int, ...]) -> Tensor | None:
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     shades = 255 * (images - low) / (high - low).clamp(min=1e-12)
     return shades.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def _able(values: Tensor) -> Tensor:
+    """The same where every size can be made of it: Metal cannot shrink to sizes that do not divide."""
+    return values.cpu() if values.device.type == "mps" else values

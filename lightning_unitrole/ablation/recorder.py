@@ -39,6 +39,10 @@ _METADATA = frozenset({
 })  # fmt: skip
 
 
+_LAYOUT = frozenset({"reshape", "movedim"})
+"""Functions that bring maps into the layout of a layer's output."""
+
+
 def record(runner: Runner, layer: UnitLayer, inputs: Any, copies: set[tuple[int, int]]) -> Tape:
     """Run a model on a copy of ``inputs`` and record what depends on the maps of ``layer``.
 
@@ -129,17 +133,19 @@ class _Recorder(TorchFunctionMode):
         name = function_name(function)
         if name == "copy_" and len(args) > 1 and args[1] in self.copies_of_maps:
             track, maps = self.copies_of_maps[args[1]]
-            if args[0] is maps:
+            if args[0] is maps or _same_memory(args[0], maps):
                 # After an activation in place the pass goes on with the maps themselves. Nothing changes in value, and
                 # a write that is repeated would stand in the way of gradients.
-                track.numbers[maps] = 0
-                return maps
+                track.numbers[args[0]] = track.numbers[args[1]]
+                return args[0]
         operands = [*tensors_in(args), *tensors_in(kwargs)]
         depending = [track for track in self.tracks.values() if track.depends_on(operands)]
         if depending and name == "__iter__":
             return iter(self.__torch_function__(torch.unbind, (), args))
         pending = [(track, track.before(name, function, args, kwargs, operands)) for track in depending]
         result = function(*args, **kwargs)
+        if name in _LAYOUT and args[0] in self.copies_of_maps:
+            self.copies_of_maps[result] = self.copies_of_maps[args[0]]
         for track, call in pending:
             if call is not None:
                 track.after(call, name, result, operands)
@@ -308,6 +314,10 @@ class _Track:
         self.next_number += 1
         self.sizes[number] = size
         return number
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
 def version_of(tensor: Tensor) -> int:

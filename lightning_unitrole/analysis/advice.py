@@ -23,6 +23,10 @@ def announcement(session: AnalysisSession, epoch_images: float) -> str:
     """
     names = [layer.name for layer in session.layers]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if session.options.layers == "auto" and len(names) < session.num_found:
+        shown += f" ({session.num_found - len(names)} other layers can be named in layers=)"
+    if flat := [layer.name for layer in session.layers if not layer.grid]:
+        shown += f"; without birth points, which need maps, and ranked by contribution: {', '.join(flat[:4])}"
     # A training step is a forward pass and a backward pass, which takes about two.
     epochs = session.most_passes() / (3 * epoch_images)
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from lightning_unitrole.ablation.attribution import Attribution
 from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.statistics import UnitRecorder, filter_norm
-from lightning_unitrole.data.sample import Images, Sample
+from lightning_unitrole.data.sample import Images, Sample, Samples
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.units import UnitLayer
@@ -63,7 +64,7 @@ class Observer:
         return {
             layer.name: UnitRecorder(
                 self.num_classes,
-                layer.num_units,
+                layer,
                 images_per_class=options.images_of_each(self.num_classes),
                 device=self.runner.device,
                 activation=needs.activation,
@@ -72,6 +73,20 @@ class Observer:
                 backend=options.backend,
             )
             for layer in self.layers
+        }
+
+    def example_collectors(self, samples: Samples, example_inputs: Any) -> dict[str, ExampleCollector]:
+        """An empty collector for each split, of the images that units contribute and respond to most.
+
+        Args:
+            samples: the images that will be measured.
+            example_inputs: inputs of any batch, which say whether there are images.
+        """
+        return {
+            split: ExampleCollector(
+                self.runner, self.layers, int(sample.images.sum()), example_inputs, twins=split == "val"
+            )
+            for split, sample in (("train", samples.train), ("val", samples.val))
         }
 
     def measure(

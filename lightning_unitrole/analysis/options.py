@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, signature
@@ -200,3 +201,13 @@ def check_callable(name: str, value: Any) -> None:
     """
     if value is not None and not callable(value):
         raise SettingError(f"{name}={value!r} is a {type(value).__name__}; expected a function, or None.")
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name that cannot stand in keys and folders.
+
+    Raises:
+        SettingError: if it is not made of letters, digits and ``_.-`` alone.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*", name) or set(name) == {"."}:
+        raise SettingError(f"name={name!r}; expected letters, digits and _.- alone, or an empty string.")

@@ -17,13 +17,12 @@ from lightning_unitrole.ablation import (
     classification_score,
     first_tensor,
 )
-from lightning_unitrole.ablation.examples import ExampleCollector
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
-from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.options import AnalysisOptions, options_of
 from lightning_unitrole.analysis.rules import with_rules
 from lightning_unitrole.analysis.statistics import UnitRecorder
-from lightning_unitrole.data.batches import split_batch
+from lightning_unitrole.data.batches import describe, split_batch
 from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample, Samples
@@ -72,6 +71,7 @@ class AnalysisSession:
 
     Attributes:
         layers: the chosen layers, in the order in which the model runs them.
+        num_found: number of layers that could be chosen.
         skipped: for each convolution that was left out, why.
         num_classes: number of classes or groups.
         class_names: a name for each.
@@ -98,12 +98,15 @@ class AnalysisSession:
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
         self.example_inputs, targets = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
-            outputs = runner.forward(map_tensors(self.example_inputs, torch.clone))
+            outputs = _outputs(runner, self.example_inputs)
             options, self.task = with_rules(options, outputs, targets, more)
             self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE
+            self.num_found = len(found.main)
             self.layers: list[UnitLayer] = select_layers(found, options.layers, smallest=smallest)
+            if options.criterion == "feature_entropy" and not any(layer.grid for layer in self.layers):
+                self.options = options = options_of(options, criterion="contribution")
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes(outputs)
         if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
@@ -202,20 +205,14 @@ class AnalysisSession:
         Args:
             samples: the images.
             recorders: what a validation loop recorded of the validation images already.
-            examples: keep the images that units contribute most to and respond to most; only with roles by
-                contribution.
+            examples: keep the images that units contribute and respond to most; only with roles by contribution.
             epoch: epoch of the trainer.
             global_step: optimizer steps taken so far.
         """
         by_contribution = self.roles_by_contribution
         removal = by_contribution and self.options.effects == "removal"
-        kept = {
-            split: ExampleCollector(
-                self.runner, self.layers, int(sample.images.sum()), self.example_inputs, twins=split == "val"
-            )
-            for split, sample in (("train", samples.train), ("val", samples.val))
-            if examples and by_contribution
-        }
+        wanted = examples and by_contribution
+        kept = self.observer.example_collectors(samples, self.example_inputs) if wanted else {}
         measure = partial(self.observer.measure, contributions=by_contribution, removal=removal)
         train = measure(samples.train, examples=kept.get("train"))
         val = measure(samples.val, recorders=recorders, examples=kept.get("val"))
@@ -381,3 +378,19 @@ class AnalysisSession:
                 "classes. Pass num_classes=."
             )
         return int(logits.shape[1])
+
+
+def _outputs(runner: Runner, inputs: Any) -> Any:
+    """What the model makes of the inputs of a batch.
+
+    Raises:
+        DataError: if it is not made to be called with them.
+    """
+    try:
+        return runner.forward(map_tensors(inputs, torch.clone))
+    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        raise DataError(
+            f"Calling {type(runner.model).__name__} with {describe(inputs)}, the inputs of a batch, failed with "
+            f"{type(error).__name__}: {error}. Pass forward_fn=, a function from the model and the inputs to the "
+            "outputs (forward= of analyze), or batch_fn=, one from a batch to (inputs, targets)."
+        ) from error

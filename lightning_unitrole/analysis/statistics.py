@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_unitrole.network.layout import on_grid
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.ranking.criteria import UnitStatistics
@@ -16,7 +17,7 @@ class UnitRecorder:
 
     Args:
         num_classes: number of classes ``C``.
-        num_units: number of units ``U``.
+        layer: the layer, with its ``U`` units; where they have no birth points none is counted.
         images_per_class: most images of a class that will be recorded; fixes the width of the counters, so that they
             cannot overflow.
         device: where the maps will lie.
@@ -29,7 +30,7 @@ class UnitRecorder:
     def __init__(
         self,
         num_classes: int,
-        num_units: int,
+        layer: UnitLayer,
         *,
         images_per_class: int,
         device: torch.device,
@@ -40,13 +41,13 @@ class UnitRecorder:
     ) -> None:
         # Buffers made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
-            shape = (2 * num_classes, num_units)
+            shape = (2 * num_classes, layer.num_units)
             self.images = torch.zeros(2 * num_classes, dtype=torch.int64, device=device)
             self.counts = torch.zeros(*shape, max_birth + 1, dtype=count_dtype(images_per_class), device=device)
             self.non_finite = torch.zeros(shape, dtype=torch.int64, device=device)
             self.activation = torch.zeros(shape, dtype=torch.float64, device=device) if activation else None
             self.positive = torch.zeros(shape, dtype=torch.float64, device=device) if activation else None
-        self.num_classes = num_classes
+        self.num_classes, self.layer = num_classes, layer
         self.max_birth, self.max_density, self.backend = max_birth, max_density, backend
 
     def update(self, maps: Tensor, groups: Tensor, halves: Tensor) -> None:
@@ -62,15 +63,20 @@ class UnitRecorder:
         counted = groups >= 0
         index = groups.clamp(min=0)
         self.images.index_add_(0, index, counted.long())
-        count_births(
-            maps,
-            groups,
-            self.counts,
-            self.non_finite,
-            max_birth=self.max_birth,
-            max_density=self.max_density,
-            backend=self.backend,
-        )
+        arranged = on_grid(self.layer, maps)
+        if arranged is None:
+            ones = counted.to(self.counts.dtype).unsqueeze(1).expand(-1, self.layer.num_units)
+            self.counts[..., 0].index_add_(0, index, ones)
+        else:
+            count_births(
+                arranged,
+                groups,
+                self.counts,
+                self.non_finite,
+                max_birth=self.max_birth,
+                max_density=self.max_density,
+                backend=self.backend,
+            )
         if self.activation is not None and self.positive is not None:
             mean = maps.mean((2, 3), dtype=torch.float32)
             usable = counted.unsqueeze(1) & mean.isfinite()

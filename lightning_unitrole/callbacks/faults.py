@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +55,63 @@ def ask_peers(trainer: Any, fault: str | None = None) -> None:
         if fault is None:
             number, text = next((number, text) for number, text in enumerate(faults) if text is not None)
             raise PeerFaultError(f"In process {number}: {text}")
+
+
+class Faults:
+    """Turns the faults of a callback into warnings that training outlives, each given once.
+
+    Args:
+        logger: tells more of each fault, at level DEBUG.
+        after: called after a fault, to make a new attempt possible.
+    """
+
+    def __init__(self, logger: logging.Logger, after: Callable[[], None]) -> None:
+        self._logger, self._after = logger, after
+        self._given: set[str] = set()
+
+    def __bool__(self) -> bool:
+        """Whether there was anything to warn of."""
+        return bool(self._given)
+
+    def warn(self, message: str | None, trainer: Any, *, kind: str | None = None) -> None:
+        """Warn on the first process, once for each message, or kind of message where its text may vary."""
+        kind = message if kind is None else kind
+        if message is not None and kind not in self._given:
+            self._given.add(str(kind))
+            if trainer.is_global_zero:
+                warnings.warn(message, stacklevel=3)
+
+    def not_logged(self, trainer: Any, what: str, error: Exception) -> None:
+        """Warn of what could not be logged, once for each place."""
+        what = f"{what} could not be logged"
+        self._logger.debug("%s.", what, exc_info=error)
+        self.warn(f"{what}, and training goes on. {in_words(error, logger=self._logger.name)}", trainer, kind=what)
+
+    @contextmanager
+    def outlived(
+        self, trainer: Any, what: str, *, passed: tuple[type[Exception], ...] = (), alone: bool = False
+    ) -> Iterator[None]:
+        """Turn a fault, in any process, into a warning, once for each place.
+
+        Args:
+            trainer: the trainer.
+            what: what went wrong then.
+            passed: types of errors that stay errors, as warnings do.
+            alone: whether only some of the processes do this.
+        """
+        try:
+            with nullcontext() if alone else together(trainer):
+                yield
+        except Warning:
+            raise
+        except passed:
+            raise
+        except Exception as error:
+            self._logger.debug("%s.", what, exc_info=error)
+            self._after()
+            # Numbers in a message may vary from epoch to epoch; it is given once all the same.
+            kind = f"{what}: {type(error).__name__} in {where(error)}"
+            self.warn(f"{what}, and training goes on. {in_words(error, logger=self._logger.name)}", trainer, kind=kind)
 
 
 def in_words(error: Exception, *, logger: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -26,16 +25,25 @@ from lightning_unitrole.analysis.advice import (
     turning_gaps,
     unreliable_roles,
 )
-from lightning_unitrole.analysis.options import AnalysisOptions, Auto, check_callable, check_choice, options_of
+from lightning_unitrole.analysis.options import (
+    AnalysisOptions,
+    Auto,
+    check_callable,
+    check_choice,
+    check_name,
+    options_of,
+)
 from lightning_unitrole.analysis.stream import LiveRecording
-from lightning_unitrole.callbacks.faults import in_words, together, where
+from lightning_unitrole.callbacks.faults import Faults
 from lightning_unitrole.callbacks.keeping import KeepsReports
 from lightning_unitrole.callbacks.pace import Pace, Turns
 from lightning_unitrole.callbacks.surroundings import (
     averages_at_the_end,
     checksum,
+    epochs_of,
     is_waited_for,
     no_report,
+    same_name,
     setting_name,
     stand_before_averaging,
 )
@@ -43,7 +51,7 @@ from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn,
 from lightning_unitrole.data.loaders import DataSource, is_sequential
 from lightning_unitrole.data.sample import Samples
 from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
-from lightning_unitrole.loggers.scalars import report_scalars
+from lightning_unitrole.loggers.scalars import report_scalars, under_name
 from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
 from lightning_unitrole.network.isolation import is_lazy
 from lightning_unitrole.network.structures import batch_size
@@ -93,6 +101,8 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         log_figures: draw ablation curves and role maps for TensorBoard.
         log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
             megabyte an analysis and 8 MB a run at most; where the inputs are images, with roles by contribution.
+        name: tells one monitor from another in the same training: it stands in the keys of the scalars, and names a
+            TensorBoard run of its own for figures and the tab.
         report: the latest :class:`~lightning_unitrole.reports.report.UnitReport`, or None.
         history: the earlier reports of this run, oldest first, as far as they take less than 64 MiB. A checkpoint holds
             the latest roles alone.
@@ -114,6 +124,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     compare_criteria: When = "never"
     log_figures: bool = True
     log_images: bool = True
+    name: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +136,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             raise SettingError(f"val_dataloader_idx={self.val_dataloader_idx!r}; expected an integer of at least 0.")
         check_choice("compare_criteria", self.compare_criteria, get_args(When))
         check_callable("forward_fn", self.forward_fn)
+        check_name(self.name)
         self._analysis = self._make_analysis()
         KeepsReports.__init__(self)
         self._turns = Turns()
@@ -133,9 +145,9 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         self._samples: Samples | None = None
         self._recording: LiveRecording | None = None
         self._due = False
-        self._logs = ReportLogger(figures=self.log_figures)
+        self._logs = ReportLogger(figures=self.log_figures, name=self.name)
         self._before: Mapping[str, Tensor] = {}
-        self._warned: set[str] = set()
+        self._faults = Faults(_log, self._stop_recording)
 
     @property
     def settings(self) -> AnalysisOptions:
@@ -143,11 +155,9 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         return options_of(self)
 
     def _make_analysis(self) -> TrainerAnalysis:
+        idx = self.val_dataloader_idx
         return TrainerAnalysis(
-            self.settings,
-            train_data=self.train_data,
-            forward_fn=self.forward_fn,
-            val_dataloader_idx=self.val_dataloader_idx,
+            self.settings, train_data=self.train_data, forward_fn=self.forward_fn, val_dataloader_idx=idx
         )
 
     @property
@@ -188,19 +198,19 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
         stand_before_averaging(self, trainer)
-        self._analysis.renew()
-        other = self.is_of_another(pl_module)
+        self._faults.warn(same_name(self, trainer), trainer)
+        self._analysis = self._make_analysis().after(self._analysis)
         # Another model or another fit; a checkpoint's state is loaded after this.
-        if other or (stage == "fit" and trainer.current_epoch == 0):
+        if self.is_of_another(pl_module) or (stage == "fit" and trainer.current_epoch == 0):
             self.forget_reports()
             self._before = {}
-            self._logs = ReportLogger(figures=self.log_figures)
+            self._logs = ReportLogger(figures=self.log_figures, name=self.name)
             self._pace.forget()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the layers now, so that a wrong setting fails before anything is trained."""
         if not any(trainer.num_val_batches):
-            self._warn_once(NOTHING_TO_VALIDATE, trainer)
+            self._faults.warn(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
         self._turns.start(trainer.current_epoch)
@@ -265,7 +275,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                 self._analyse(trainer, pl_module, None)
         with self._going_on(trainer):
             self._question_ranking(trainer)
-        if report is None and not self._warned:
+        if report is None and not self._faults:
             rank_zero_info(no_report(trainer, self.every_n_epochs))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -298,7 +308,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             return True
         if isinstance(self.every_n_epochs, int):
             return self._turns.due(epoch, self.every_n_epochs)
-        due = self._pace.due(epoch, _epochs(trainer))
+        due = self._pace.due(epoch, epochs_of(trainer))
         # Clocks differ from process to process, and all have to do the same.
         return bool(trainer.strategy.broadcast(due))
 
@@ -309,7 +319,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                 report = self._make_report(trainer, pl_module, recording)
                 self._log_report(trainer, report)
             if first and trainer.state.fn == "fit" and self.every_n_epochs == "auto":
-                rank_zero_info(self._pace.in_words(trainer.current_epoch, _epochs(trainer)))
+                rank_zero_info(self._pace.in_words(trainer.current_epoch, epochs_of(trainer)))
             if self.compare_criteria == "every":
                 self._compare(trainer)
 
@@ -323,7 +333,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             recording.hand_over(val_probe)
         self._samples = session.samples(train_probe, val_probe)
         found = train_probe.available(), val_probe.available()
-        self._warn_once(shortage(*found, wanted=session.images_per_class, class_names=session.class_names), trainer)
+        self._faults.warn(shortage(*found, wanted=session.images_per_class, class_names=session.class_names), trainer)
         report = session.report(
             self._samples,
             recorders=None if recording is None else recording.recorders,
@@ -331,16 +341,17 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
         )
-        self._warn_once(non_finite_maps(report), trainer)
-        self._warn_once(left_out_images(report), trainer)
-        self._warn_once(turning_gaps(report), trainer)
+        self._faults.warn(non_finite_maps(report), trainer)
+        self._faults.warn(left_out_images(report), trainer)
+        self._faults.warn(turning_gaps(report), trainer)
         return report
 
     def _log_report(self, trainer: pl.Trainer, report: UnitReport) -> None:
         self.keep(report)
         before, self._weights = self._before, checksum(trainer.lightning_module)
         self._before = {name: layer.roles for name, layer in report.layers.items()}
-        scalars = report_scalars(report, before=before, former=True)
+        named = replace(report, layers=under_name(self.name, report.layers))
+        scalars = report_scalars(named, before=under_name(self.name, before), former=True)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in scalars.items()})
         if trainer.is_global_zero:
             removals = removals_of(trainer.lightning_module)
@@ -350,7 +361,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                 before=before,
                 kept=kept_channels(removals),
                 original_units=original_widths(removals),
-                on_fault=partial(self._warn_of_fault, trainer),
+                on_fault=partial(self._faults.not_logged, trainer),
             )
 
     def _compare(self, trainer: pl.Trainer, layers: list[str] | None = None) -> CriteriaComparison:
@@ -363,7 +374,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
                 comparison,
                 trainer.loggers,
                 step=trainer.global_step,
-                on_fault=partial(self._warn_of_fault, trainer),
+                on_fault=partial(self._faults.not_logged, trainer),
             )
         return comparison
 
@@ -380,44 +391,8 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             comparison = self._compare(trainer, suspects)
         if suspects and self.compare_criteria != "never":
             only = None if comparison is None else comparison.only(suspects)
-            self._warn_once(misleading_ranking(self.report, suspects, only), trainer)
+            self._faults.warn(misleading_ranking(self.report, suspects, only), trainer)
 
-    def _warn_once(self, message: str | None, trainer: pl.Trainer) -> None:
-        if message is not None and message not in self._warned:
-            self._warned.add(message)
-            if trainer.is_global_zero:
-                warnings.warn(message, stacklevel=3)
-
-    def _warn_of_fault(self, trainer: pl.Trainer, what: str, error: Exception) -> None:
-        """Warn of what could not be logged, once for each place."""
-        _log.debug("%s could not be logged.", what, exc_info=error)
-        if what not in self._warned:
-            self._warned.add(what)
-            self._warn_once(
-                f"{what} could not be logged, and training goes on. {in_words(error, logger=__name__)}", trainer
-            )
-
-    @contextmanager
-    def _going_on(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Turn a fault of the analysis, in any process, into a warning; a wrong setting stays an error."""
-        try:
-            with together(trainer):
-                yield
-        except (SettingError, BackendError, Warning):
-            raise
-        except Exception as error:
-            self._stop_recording()
-            _log.debug("The analysis failed.", exc_info=error)
-            # Numbers in a message may vary from epoch to epoch; it is given once all the same.
-            kind = f"{type(error).__name__} in {where(error)}"
-            if kind not in self._warned:
-                self._warned.add(kind)
-                self._warn_once(
-                    f"Unit roles could not be analysed, and training goes on. {in_words(error, logger=__name__)}",
-                    trainer,
-                )
-
-
-def _epochs(trainer: pl.Trainer) -> int | None:
-    """Epochs of the whole training, if the trainer knows."""
-    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+    def _going_on(self, trainer: pl.Trainer) -> AbstractContextManager[None]:
+        """Turn a fault of the analysis into a warning; a wrong setting stays an error."""
+        return self._faults.outlived(trainer, "Unit roles could not be analysed", passed=(SettingError, BackendError))

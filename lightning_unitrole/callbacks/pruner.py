@@ -6,15 +6,15 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 
-from lightning_unitrole.callbacks.faults import PeerFaultError, ask_peers, in_words, together, where
+from lightning_unitrole.callbacks.faults import Faults, PeerFaultError, ask_peers
 from lightning_unitrole.callbacks.measuring import Measuring, callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.pruning.equivalence import remove_checked
@@ -57,7 +57,7 @@ class Pruner(Measuring):
         self.report = None
         self._original: dict[str, int] = {}
         self._mask: UnitMask | None = None
-        self._warned: set[str] = set()
+        self._faults = Faults(_log, self._look_anew)
         self._layers: dict[str, str] = {}
 
     def _begin(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -270,32 +270,16 @@ class Pruner(Measuring):
             with self._going_on(trainer, what, alone=True):
                 log_pruning(report, [logger], epoch=trainer.current_epoch, step=trainer.global_step)
 
-    @contextmanager
     def _going_on(
-        self, trainer: pl.Trainer, what: str, *, wrong: type[Exception] = Warning, alone: bool = False
-    ) -> Iterator[None]:
-        """Turn a fault, in any process, into a warning, once for each place.
+        self, trainer: pl.Trainer, what: str, *, wrong: tuple[type[Exception], ...] = (), alone: bool = False
+    ) -> AbstractContextManager[None]:
+        """Turn a fault into a warning; errors of the types ``wrong`` stay errors."""
+        return self._faults.outlived(trainer, what, passed=wrong, alone=alone)
 
-        Args:
-            trainer: the trainer.
-            what: what went wrong then.
-            wrong: type of errors that pass, as warnings do.
-            alone: whether only some of the processes do this.
-        """
-        try:
-            with nullcontext() if alone else together(trainer):
-                yield
-        except (Warning, wrong):
-            raise
-        except Exception as error:
-            _log.debug("%s.", what, exc_info=error)
-            # The next attempt looks at the network anew.
-            self._trainer_analysis(trainer).forget()
-            self._state = None
-            kind = f"{what}: {type(error).__name__} in {where(error)}"
-            if kind not in self._warned and trainer.is_global_zero:
-                self._warned.add(kind)
-                warnings.warn(f"{what}, and training goes on. {in_words(error, logger=__name__)}", stacklevel=3)
+    def _look_anew(self) -> None:
+        if self._analysis is not None:
+            self._analysis.forget()
+        self._state = None
 
 
 def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:

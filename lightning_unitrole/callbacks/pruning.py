@@ -231,7 +231,7 @@ class UnitPruning(Foresight):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the settings fit the model, try out what is to come, and measure the model as it is."""
-        with self._going_on(trainer, "The network could not be measured before training", wrong=UnitRoleError):
+        with self._going_on(trainer, "The network could not be measured before training", wrong=(UnitRoleError,)):
             network = self._network(trainer, pl_module)
             self._rehearse(network, trainer, pl_module)
             self._begin(network, trainer, pl_module)

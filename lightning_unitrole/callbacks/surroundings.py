@@ -57,11 +57,27 @@ def is_waited_for(trainer: Trainer) -> bool:
     """Whether a callback or a schedule of the learning rate looks at a key of a report, and fails without it."""
     schedules = [one.monitor for one in trainer.lr_scheduler_configs]
     names = [getattr(one, "monitor", None) for one in _callbacks(trainer)] + schedules
-    return any(isinstance(name, str) and name.startswith(f"{PREFIX}/") for name in names)
+    return any(isinstance(name, str) and name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in names)
 
 
 def _callbacks(trainer: Trainer) -> Iterator[Any]:
     return iter(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def same_name(callback: Any, trainer: Trainer) -> str | None:
+    """What to tell the user where another callback of the same type logs under the same name; None where none does."""
+    others = [one for one in _callbacks(trainer) if type(one) is type(callback) and one is not callback]
+    if not trainer.loggers or callback.name not in [one.name for one in others]:
+        return None
+    return (
+        f"Several callbacks of type {type(callback).__name__} log under the same keys, so that one hides the other. "
+        "Give each of them a name=."
+    )
+
+
+def epochs_of(trainer: Trainer) -> int | None:
+    """Epochs of the whole training, if the trainer knows."""
+    return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
 def setting_name(value: Any) -> Any:

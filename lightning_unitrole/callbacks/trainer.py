@@ -256,10 +256,10 @@ class TrainerAnalysis:
                 session.samples(*probes), epoch=trainer.current_epoch, global_step=trainer.global_step
             )
 
-    def renew(self) -> None:
-        """Begin another run of the trainer; the training data of the one before are remembered while they live."""
-        self.forget()
-        self._checked, self._announced = False, None
+    def after(self, before: TrainerAnalysis) -> TrainerAnalysis:
+        """This, in another run of the trainer, which may need the training data of the one before if they live."""
+        self._seen = before._seen
+        return self
 
     def forget(self) -> None:
         """Find the layers again when they are next needed: the model or the data have changed."""

@@ -25,15 +25,16 @@ slash is the group under which TensorBoard shows a measure of all layers:
 =====================================================  =====================================================
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
-not logged. In ``trainer.callback_metrics`` each has its name of earlier versions too, ``unitrole/<layer>/<measure>``
-and what follows, so that callbacks that monitor one go on working.
+not logged. ``<layer>`` is ``<name>/<layer>`` for a monitor that was given a name. In ``trainer.callback_metrics`` each
+has its name of earlier versions too, ``unitrole/<layer>/<measure>`` and what follows, so that callbacks that monitor
+one go on working.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -41,6 +42,8 @@ from lightning_unitrole.reports.effects import HELPS, HURTS
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
 from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.roles import UnitRole, role_transitions, stability
+
+Value = TypeVar("Value")
 
 PREFIX = "unitrole"
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
@@ -63,6 +66,11 @@ def report_scalars(
             if former:
                 scalars[f"{PREFIX}/{layer}/{measure}{detail}"] = value
     return scalars
+
+
+def under_name(name: str, by_layer: Mapping[str, Value]) -> dict[str, Value]:
+    """The same by layer, for a monitor that has a name: ``name/<layer>``."""
+    return {f"{name}/{layer}" if name else layer: value for layer, value in by_layer.items()}
 
 
 def scalar_key(measure: str, layer: str) -> str:

@@ -9,7 +9,9 @@ scalars" dashboard that puts the four role shares of a layer into one chart, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -22,6 +24,7 @@ from lightning_unitrole.loggers.scalars import (
     role_changes,
     scalar_key,
     scalar_layout,
+    under_name,
 )
 from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -50,10 +53,13 @@ class ReportLogger:
 
     Args:
         figures: draw figures for TensorBoard.
+        name: tells the reports of one monitor from those of another: scalars have it in their keys, and the rest goes
+            to a TensorBoard run of this name within the logger's. Empty for none.
     """
 
-    def __init__(self, *, figures: bool = True) -> None:
-        self.figures = figures
+    def __init__(self, *, figures: bool = True, name: str = "") -> None:
+        self.figures, self.name = figures, name
+        self._writers: dict[str, Any] = {}
         # What the tab has been told so far, by directory of the logs.
         self._tabs: dict[str, PluginState] = {}
 
@@ -77,16 +83,17 @@ class ReportLogger:
             original_units: for each of them, how many units it had in the beginning.
             on_fault: called with what could not be logged, and why.
         """
-        scalars = report_scalars(report, before=before)
+        named = replace(report, layers=under_name(self.name, report.layers))
+        scalars = report_scalars(named, before=under_name(self.name, before or {}))
         changes = role_changes(before or {}, report)
         for logger in loggers:
             name = type(logger).__name__
             attempt = _Attempts(name, on_fault)
             attempt("scalars", logger.log_metrics, {**scalars, "epoch": report.epoch}, step=report.global_step)
-            attempt("the table", log_table, report, logger)
+            attempt("the table", log_table, named, logger)
             if self.figures:
-                attempt("figures", log_images, report, logger)
-            writer = _writer(logger)
+                attempt("figures", log_images, named, logger)
+            writer = self._writer(logger)
             if writer is not None:
                 attempt("the tab", self._log_tab, report, writer, kept or {}, original_units or {})
                 attempt("texts", _log_texts, report, changes, writer)
@@ -112,13 +119,25 @@ class ReportLogger:
             on_fault: called with what could not be logged, and why.
         """
         for logger in loggers:
-            writer = _writer(logger)
+            writer = self._writer(logger)
             if self.figures and writer is not None:
                 attempt = _Attempts(type(logger).__name__, on_fault)
                 for layer, curves in comparison.layers.items():
                     tag = scalar_key("criteria", layer)
                     attempt("figures", lambda: writer.add_figure(tag, criteria_figure(layer, curves), step))  # noqa: B023
                 attempt("everything", writer.flush)
+
+    def _writer(self, logger: Any) -> Any:
+        """TensorBoard's writer; None for another logger."""
+        writer = getattr(logger, "experiment", None)
+        if writer is None or not hasattr(writer, "add_custom_scalars"):
+            return None
+        if not self.name:
+            return writer
+        directory = os.path.join(writer.get_logdir(), self.name)
+        if directory not in self._writers:
+            self._writers[directory] = type(writer)(directory)
+        return self._writers[directory]
 
     def _log_tab(
         self, report: UnitReport, writer: Any, kept: Mapping[str, Tensor], original_units: Mapping[str, int]
@@ -150,12 +169,6 @@ class _Attempts:
 def is_tensorboard(logger: Any) -> bool:
     """Whether a Lightning logger is one of TensorBoard, in every process alike."""
     return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
-
-
-def _writer(logger: Any) -> Any:
-    """TensorBoard's writer; None for another logger."""
-    writer = getattr(logger, "experiment", None)
-    return writer if hasattr(writer, "add_custom_scalars") else None
 
 
 def _log_texts(report: UnitReport, changes: Mapping[str, Tensor], writer: Any) -> None:

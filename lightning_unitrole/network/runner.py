@@ -43,6 +43,8 @@ class Runner:
     shards = 1
 
     def __init__(self, model: nn.Module, *, forward: Forward | None = None, progress: Progress = no_progress) -> None:
+        if forward is None:
+            model = getattr(model, "_orig_mod", model)  # what torch.compile made, whose layers have longer names
         self.model = model
         self.progress = progress
         self._forward: Forward = model if forward is None else forward

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from lightning_unitrole.errors import TraceError
 from lightning_unitrole.network.isolation import eager
+from lightning_unitrole.network.layout import are_units, as_maps, from_maps
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.network.tracing import function_name
 from lightning_unitrole.network.units import UnitLayer
@@ -160,7 +161,11 @@ class UnitTap:
         try:
             self._check(layer, maps)
             self._seen[layer.name] += 1
-            return self._on_maps(layer, maps)
+            given = as_maps(layer, maps)
+            replacement = self._on_maps(layer, given)
+            if replacement is None or replacement is given:
+                return None if replacement is None else cast("Tensor", maps)
+            return from_maps(layer, replacement, maps)
         except Exception as error:
             if self._on_error is None:
                 raise
@@ -169,7 +174,7 @@ class UnitTap:
 
     @staticmethod
     def _check(layer: UnitLayer, maps: Any) -> None:
-        if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[1] != layer.num_units:
+        if not isinstance(maps, Tensor) or not are_units(layer, maps):
             shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise TraceError(
                 f"Layer {layer.name!r}: expected maps [batch, {layer.num_units}, height, width] as {layer.site}, got "

@@ -22,6 +22,8 @@ from lightning_unitrole.network.structures import batch_size, tensors_in
 
 # Names of torch functions, without the underscores that mark in-place and reflected variants.
 CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
+FLAT = frozenset({"conv1d", "conv_transpose1d", "conv3d", "conv_transpose3d", "linear"})
+"""What makes units whose outputs are no maps of two dimensions, or are so only if a reader arranges them."""
 NORMALISATIONS = frozenset(
     {"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm", "native_batch_norm", "native_group_norm"}
 )
@@ -99,6 +101,7 @@ class Convolution:
     activation: str | None = None
     norm: str | None = None
     summed: bool = False
+    dim: int = 1
 
     @property
     def tap(self) -> Step:
@@ -148,6 +151,8 @@ class Trace:
         batch: number of images.
         outputs: shapes of the tensors that the model returned.
         linear_behind: whether channels are mixed by a linear layer behind the last convolution.
+        flat: the same as ``convolutions`` for convolutions in one and three dimensions and linear layers, whose units
+            lie along the dimension ``dim`` of the output.
     """
 
     convolutions: list[Convolution]
@@ -156,6 +161,7 @@ class Trace:
     batch: int | None
     outputs: tuple[tuple[int, ...], ...]
     linear_behind: bool
+    flat: list[Convolution] = field(default_factory=list)
 
     def site(self, step: Step) -> TapSite | None:
         """Where the tensor of ``step`` can be caught; ``None`` when no module runs at that moment."""
@@ -180,7 +186,7 @@ def trace_forward(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) 
     tops = tracer.top_level
     root = tops[0] if tops and tops.count(tops[0]) == 1 and tracer.calls[tops[0]] == 1 else None
     shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
-    return Trace(tracer.convolutions, tracer.calls, root, batch_size(inputs), shapes, tracer.linear_behind)
+    return Trace(tracer.convolutions, tracer.calls, root, batch_size(inputs), shapes, tracer.linear_behind, tracer.flat)
 
 
 class _Tracer(TorchFunctionMode):
@@ -193,6 +199,7 @@ class _Tracer(TorchFunctionMode):
         self.top_level: list[str] = []
         self.functions: Counter[str] = Counter()
         self.convolutions: list[Convolution] = []
+        self.flat: list[Convolution] = []
         self.linear_behind = False
         self.last: Step | None = None
         self.carried: MutableMapping[Tensor, _Carried] = WeakTensorKeyDictionary()
@@ -258,6 +265,12 @@ class _Tracer(TorchFunctionMode):
             self.linear_behind = False
             depths = [convolution.depth]
             carried.linear[convolution] = False
+        elif kind in FLAT and depths and len(operands) > 1 and len(step.shape) > 1:
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            flat = self._convolution(weight, step, max(depths) + 1)
+            flat.dim = -1 if kind == "linear" else 1
+            self.flat.append(flat)
+            carried.linear[flat] = False
         elif len(outputs) == 1 or kind in NORMALISATIONS:
             carried = self._passed_on(kind, step, operands, outputs[0])
         for tensor in outputs:
@@ -273,7 +286,7 @@ class _Tracer(TorchFunctionMode):
         name = owner or "conv"
         if parameter is not None and parameter.rpartition(".")[2] != "weight":
             name = parameter
-        earlier = sum(module_of(other.name) == name for other in self.convolutions)
+        earlier = sum(module_of(other.name) == name for other in (*self.convolutions, *self.flat))
         return Convolution(f"{name}#{earlier}" if earlier else name, owner, depth, step, step)
 
     def _passed_on(self, kind: str, step: Step, operands: list[Tensor], output: Tensor) -> _Carried:

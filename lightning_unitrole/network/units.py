@@ -1,6 +1,7 @@
 """The units of a model: finding them by running one batch, and choosing among them.
 
-A unit is one output channel of a convolution, seen after its normalisation and its activation. A convolution whose
+A unit is one output channel of a convolution, seen after its normalisation and its activation; also of a convolution in
+one or three dimensions, and of a linear layer, be it at each token of a grid. A convolution whose
 output is mixed across channels, pooled or concatenated before any activation is seen after its normalisation
 ("linear" units).
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -19,6 +21,8 @@ from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.tracing import Convolution, TapSite, Trace, trace_forward
 
 MIN_MAP_SIZE = 4  # smaller maps cannot hold a one-dimensional cycle
+_MOST_OF_A_SIZE = 4
+_MOST_EXTRA_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class UnitLayer:
         activation: torch name of the activation, ``"sigmoid gate"`` and the like for ``x * sigmoid(x)``; ``None`` for
             linear units.
         summed: whether the output of the convolution is added to something else, as at the end of a residual block.
+        dim: dimension of the output along which the units lie.
+        grid: whether a unit's output is a map, so that it has a birth point.
+        extra: tokens before those of the grid, such as the class token.
     """
 
     name: str
@@ -45,6 +52,9 @@ class UnitLayer:
     norm: str | None
     activation: str | None
     summed: bool = False
+    dim: int = 1
+    grid: bool = True
+    extra: int = 0
 
     @property
     def site(self) -> str:
@@ -61,11 +71,19 @@ class FoundUnits:
         skipped: name of each convolution that was left out, and why.
         head: name of the last convolution if its units are the outputs of the model, as in networks that end in a
             convolution to as many channels as there are classes.
+        flat: units of convolutions in one and three dimensions and of linear layers, chosen by name, or where there is
+            no more than one convolution in two dimensions, such as one that makes tokens of patches.
     """
 
     layers: Mapping[str, UnitLayer]
     skipped: Mapping[str, str]
     head: str | None = None
+    flat: Mapping[str, UnitLayer] = field(default_factory=dict)
+
+    @property
+    def main(self) -> Mapping[str, UnitLayer]:
+        """The layers that ``"auto"`` and ``"all"`` mean."""
+        return self.layers if len(self.layers) > 1 else {**self.layers, **self.flat}
 
 
 def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) -> FoundUnits:
@@ -99,7 +117,50 @@ def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: An
         layers[conv.name] = UnitLayer(
             conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation, conv.summed
         )
-    return FoundUnits(layers, skipped, _head(layers, trace))
+    flat = _flat_layers(trace, next(iter(layers.values())).map_size if layers else None)
+    head = _head(layers, trace) if len(layers) > 1 else _flat_head(flat, trace)
+    return FoundUnits(layers, skipped, head, {name: one for name, one in flat.items() if name not in layers})
+
+
+def _flat_layers(trace: Trace, grid: tuple[int, int] | None) -> dict[str, UnitLayer]:
+    """Units of linear layers and of convolutions in one and three dimensions; the last at each place.
+
+    Args:
+        trace: what one forward pass showed.
+        grid: size of the maps that patches were made tokens of.
+    """
+    last = {id(flat.tap): flat for flat in trace.flat}
+    found = {}
+    for flat in last.values():
+        shape, site = flat.tap.shape, trace.site(flat.tap)
+        if site is None or len(shape) < 2 or (trace.batch is not None and shape[0] != trace.batch):
+            continue
+        units = shape[flat.dim]
+        places = shape[1:-1] if flat.dim == -1 else shape[2:]
+        arranged, extra = _arranged(places, grid) if flat.dim == -1 else (None, 0)
+        size = arranged or (1, prod(places))
+        found[flat.name] = UnitLayer(
+            flat.name, units, size, site, flat.module, flat.norm, flat.activation, flat.summed, flat.dim,
+            arranged is not None, extra,
+        )  # fmt: skip
+    return found
+
+
+def _arranged(places: tuple[int, ...], grid: tuple[int, int] | None) -> tuple[tuple[int, int] | None, int]:
+    """Height and width of the grid that tokens lie on, if they do, and how many come before them."""
+    if len(places) == 2 and max(places) >= MIN_MAP_SIZE:
+        return (places[0], places[1]), 0
+    if len(places) == 1 and grid is not None and 0 <= places[0] - prod(grid) <= _MOST_EXTRA_TOKENS:
+        return grid, places[0] - prod(grid)
+    return None, 0
+
+
+def _flat_head(flat: Mapping[str, UnitLayer], trace: Trace) -> str | None:
+    """The linear layer that makes the outputs of the model."""
+    last = [*flat.values()][-1] if flat else None
+    if last is None or last.activation is not None:
+        return None
+    return last.name if any(shape[-1:] == (last.num_units,) for shape in trace.outputs) else None
 
 
 def _head(layers: Mapping[str, UnitLayer], trace: Trace) -> str | None:
@@ -133,7 +194,7 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: i
 
     Args:
         found: from :func:`find_unit_layers`.
-        layers: ``"auto"`` takes the last layer of each map size, an output of a residual block where there is one, and
+        layers: ``"auto"`` takes the last output of a stage of each map size, a residual sum where there is one, and
             neither the outputs of the model nor maps smaller than ``smallest``, unless there are no others; ``"all"``
             takes every layer; otherwise names, or globs as in :mod:`fnmatch`, one or several.
         smallest: rows or columns that maps must have for ``"auto"``.
@@ -144,36 +205,81 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: i
     Raises:
         SettingError: if a name or glob matches nothing, names a layer that was left out, or no layer is left.
     """
-    if not found.layers:
+    if not found.main:
         raise SettingError(f"The model has no layer whose units can be analysed. {_why_skipped(found)}")
     if layers == "all":
-        return list(found.layers.values())
+        return list(found.main.values())
     if layers == "auto":
-        return _automatic(found, smallest)
+        return _automatic(found, smallest) if len(found.layers) > 1 else _automatic_flat(found, smallest)
+    named = {**found.layers, **found.flat}
     chosen: set[str] = set()
     patterns = [layers] if isinstance(layers, str) else list(layers)
     if not patterns:
-        raise SettingError("layers is an empty list. Use 'auto', 'all', or names such as " + _names(found.layers))
+        raise SettingError("layers is an empty list. Use 'auto', 'all', or names such as " + _names(found.main))
     for pattern in patterns:
         if pattern in found.skipped:
             raise SettingError(f"Layer {pattern!r} cannot be analysed: {found.skipped[pattern]}.")
-        matches = [pattern] if pattern in found.layers else fnmatch.filter(found.layers, pattern)
+        matches = [pattern] if pattern in named else fnmatch.filter(found.main, pattern)
+        matches = matches or fnmatch.filter(named, pattern)
         if not matches:
             raise SettingError(_unknown(pattern, found))
         chosen.update(matches)
-    return [layer for layer in found.layers.values() if layer.name in chosen]
+    return [layer for layer in named.values() if layer.name in chosen]
 
 
 def _automatic(found: FoundUnits, smallest: int) -> list[UnitLayer]:
     usable = [
         layer for layer in found.layers.values() if max(layer.map_size) >= smallest and layer.name != found.head
     ] or list(found.layers.values())
+    # Of a size that no stage ends with, the last layer, as in networks that are not written in stages.
+    ends = map(_output, _stages([*found.layers.values()]))
+    last = {**_last_of_each_size(usable), **_last_of_each_size(layer for layer in ends if layer in usable)}
+    return [layer for layer in usable if last[layer.map_size] is layer]
+
+
+def _automatic_flat(found: FoundUnits, smallest: int) -> list[UnitLayer]:
+    """Block outputs on grids where there are some, else all layers but the outputs of the model.
+
+    Of several sizes the last of each is taken, of a single size four, evenly spread.
+    """
+    usable = [layer for layer in found.main.values() if layer.name != found.head] or list(found.main.values())
+    usable = [layer for layer in usable if layer.grid and max(layer.map_size) >= smallest] or usable
+    usable = [layer for layer in usable if layer.summed] or usable
+    last = {layer.map_size if layer.grid else None: layer for layer in usable}
+    if len(last) > 1:
+        return [layer for layer in usable if layer in last.values()]
+    count = min(len(usable), _MOST_OF_A_SIZE)
+    return [usable[-1 - place * len(usable) // count] for place in reversed(range(count))]
+
+
+def _last_of_each_size(layers: Iterable[UnitLayer]) -> dict[tuple[int, int], UnitLayer]:
     last: dict[tuple[int, int], UnitLayer] = {}
-    for layer in usable:
+    for layer in layers:
         # A convolution at the beginning of the next stage may still have maps of this size.
         if layer.summed or layer.map_size not in last or not last[layer.map_size].summed:
             last[layer.map_size] = layer
-    return [layer for layer in usable if last[layer.map_size] is layer]
+    return last
+
+
+def _stages(layers: Sequence[UnitLayer], depth: int = 0) -> Iterator[list[UnitLayer]]:
+    """Layers by the module that they are part of, taken apart as far as each has maps of at most two sizes.
+
+    A stage begins with a layer or two on the maps of the stage before it.
+    """
+    parts: dict[str, list[UnitLayer]] = {}
+    for layer in layers:
+        parts.setdefault(".".join(layer.conv.split(".")[: depth + 1]), []).append(layer)
+    for name, members in parts.items():
+        whole = all(layer.conv == name for layer in members)
+        if not whole and (len(parts) == 1 or len({layer.map_size for layer in members}) > 2):
+            yield from _stages(members, depth + 1)
+        else:
+            yield members
+
+
+def _output(stage: Sequence[UnitLayer]) -> UnitLayer:
+    """The last residual sum of a stage, or else its last layer."""
+    return _last_of_each_size(stage)[stage[-1].map_size]
 
 
 def _unknown(pattern: str, found: FoundUnits) -> str:

@@ -76,7 +76,7 @@ def group_taylor(
     seen = torch.zeros(1, dtype=torch.float64)
     with runner.undisturbed(), everything_trainable(model), torch.enable_grad():
         for few in _few_at_once(sample):
-            loss, _ = (score_fn or classification_score)(runner.forward(few.inputs), few.targets)
+            loss = (score_fn or classification_score)(runner.forward(few.inputs), few.targets)[0]
             gradients = torch.autograd.grad(loss.sum(), [parameters[name] for name in names], allow_unused=True)
             effects = {
                 name: parameters[name].detach() * gradient

@@ -130,7 +130,7 @@ class NetworkState:
             mask = None if removal is None else UnitMask(runner.model, removal)
             try:
                 for images in self.sample:
-                    loss, score = score_fn(runner.forward(images.inputs), images.targets)
+                    loss, score = score_fn(runner.forward(images.inputs), images.targets)[:2]
                     sums = float(loss.double().sum()), float(score.double().sum()), float(len(score))
                     found += torch.tensor(sums, dtype=torch.float64)
             finally:

@@ -328,3 +328,73 @@ class Data(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return loaders()[1]
+
+
+class Tokens(nn.Module):
+    """A small vision transformer: patches of 2x2, a class token, two blocks of attention and MLP."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 2, 2)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.place = nn.Parameter(torch.randn(1, 37, width) * 0.1)
+        self.blocks = nn.ModuleList([TokenBlock(width) for _ in range(2)])
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, 0])
+
+
+class TokenBlock(nn.Module):
+    """Attention and an MLP, each added to what they are given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 12), nn.GELU(), nn.Linear(12, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+def sequence_net() -> nn.Module:
+    """One-dimensional convolutions over the pixels, row by row."""
+    return nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(3, 6, 3, 2),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Conv1d(6, 8, 3, 2),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool1d(3),
+        nn.Flatten(),
+        nn.Linear(24, CLASSES),
+    )
+
+
+def volume_net() -> nn.Module:
+    """Three-dimensional convolutions, with the channels as depth."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3)),
+        nn.Conv3d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv3d(6, 8, 3, 2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool3d(2),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+def layer_net() -> nn.Module:
+    """Linear layers alone."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(432, 16), nn.ReLU(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, CLASSES)
+    )

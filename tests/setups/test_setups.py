@@ -13,13 +13,14 @@ import people
 import pytest
 import pytorch_lightning as pl
 import torch
+from networks import mostly_slow
 from people import CLASSES, loaders
 from support import make_trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from lightning_unitrole import UnitReport, UnitRoleMonitor
+from lightning_unitrole import UnitPruning, UnitReport, UnitRoleMonitor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -184,6 +185,8 @@ SETUPS: dict[str, Setup] = {
     ),
 }
 
+QUICK = ["dict batch", "features and logits", "siamese", "multilabel"]
+
 
 def on_curve_images(report: UnitReport, setup: Setup, module: Any, data: Any) -> tuple[float, float]:
     """Mean loss and score on the images that the curves are measured on, found apart."""
@@ -209,7 +212,9 @@ def groups_of(setup: Setup, items: list[Any]) -> list[int]:
     return [int(label.argmax()) if isinstance(label, Tensor) and label.dim() else int(label) for label in labels]
 
 
-@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(SETUPS, quick=["dict batch", "features and logits", "siamese", "multilabel"])
+)
 def test_setups_give_a_right_report(name: str) -> None:
     setup = SETUPS[name]
     pl.seed_everything(0, verbose=False)
@@ -227,3 +232,55 @@ def test_setups_give_a_right_report(name: str) -> None:
             assert float(curve.accuracy[0]) == pytest.approx(score, abs=1e-6)
         assert layer.val.contributions is not None
         assert bool(layer.val.contributions.images.sum() > 0)
+
+
+@pytest.mark.parametrize("name", mostly_slow(["no forward", "siamese", "regression"], quick=["no forward"]))
+def test_reading_a_step_leaves_no_trace(name: str) -> None:
+    """Weights, metrics and what was logged are the same, bit for bit, with and without the monitor."""
+    setup, ends = SETUPS[name], []
+    for watches in ([], [monitor()]):
+        pl.seed_everything(0, verbose=False)
+        module = setup.module()
+        trainer = make_trainer(*watches, max_epochs=2)
+        trainer.fit(module, *loaders(setup.item))
+        logged = {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("unitrole")}
+        ends.append((module.state_dict(), logged))
+    for one, other in zip(*ends, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Contrastive(people.Base):
+    """A loss that is written out, on pairs."""
+
+    def step(self, batch: Any) -> Tensor:
+        (one, other), same = batch
+        distance = (self.net(one) - self.net(other)).square().sum(1)
+        return torch.where(same > 0, distance, (1 - distance).clamp(min=0)).mean()
+
+
+def test_what_cannot_be_seen_is_asked_for() -> None:
+    def item(index: int, image: Tensor, label: int) -> Any:
+        return (image, image.flip(-1 - index % 2)), index % 2
+
+    with pytest.warns(UserWarning, match=r"Unit roles could not be analysed.*Pass forward_fn=.*batch_fn="):
+        make_trainer(monitor(), max_epochs=1).fit(Contrastive(), *loaders(item))
+
+
+def test_a_task_that_was_guessed_is_announced_and_can_be_set(caplog: pytest.LogCaptureFixture) -> None:
+    setup = SETUPS["binary"]
+    with caplog.at_level("INFO"):
+        fit(setup.module(), loaders(setup.item), monitor())
+    assert "the task is taken to be binary" in caplog.text
+    report = fit(setup.module(), loaders(setup.item), monitor(task="regression"))
+    assert report.class_names == ("all",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siamese", "dict batch", "multilabel"])
+def test_setups_can_be_pruned(name: str) -> None:
+    setup = SETUPS[name]
+    pruning = UnitPruning(amount=0.3, start_epoch=1)
+    make_trainer(monitor(), pruning, max_epochs=2).fit(setup.module(), *loaders(setup.item))
+    assert pruning.report is not None
+    assert pruning.report.after.macs <= 0.75 * pruning.report.before.macs

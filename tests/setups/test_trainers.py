@@ -12,6 +12,7 @@ import people
 import pytest
 import pytorch_lightning as pl
 import torch
+from networks import mostly_slow
 from people import CLASSES, Items, Plain, loaders, pair
 from pytorch_lightning.callbacks import (
     EarlyStopping,
@@ -79,7 +80,7 @@ def average(cls: Any = WeightAveraging) -> Any:
     return cls(avg_fn=lambda averaged, current, number: 0.9 * averaged + 0.1 * current)
 
 
-@pytest.mark.parametrize("roles", ["contribution", "turning_point"])
+@pytest.mark.parametrize("roles", mostly_slow(["contribution", "turning_point"], quick=["turning_point"]))
 def test_the_network_that_was_validated_is_analysed_where_weights_are_averaged(roles: str) -> None:
     watch, validated = monitor(roles=roles, layers="all"), Validated()
     report = fit(Plain(), loaders(), watch, average(), validated)
@@ -93,6 +94,7 @@ def test_the_network_that_was_validated_is_analysed_where_weights_are_averaged(r
             torch.testing.assert_close(found.score, truth.score, equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_averaging_at_the_end_is_followed_by_an_analysis_of_what_it_made() -> None:
     watch, module = monitor(every_n_epochs="auto"), Plain()
     averaging = StochasticWeightAveraging(0.05, swa_epoch_start=1, annealing_epochs=1)
@@ -102,6 +104,7 @@ def test_averaging_at_the_end_is_followed_by_an_analysis_of_what_it_made() -> No
     assert_same(watch.report, of_network(module.net))
 
 
+@pytest.mark.slow
 def test_a_fitted_module_can_be_validated() -> None:
     train, val = loaders()
     watch, module = monitor(), Plain()
@@ -114,6 +117,7 @@ def test_a_fitted_module_can_be_validated() -> None:
     assert_same(watch.report, of_network(module.net))
 
 
+@pytest.mark.slow
 def test_a_monitor_that_is_used_again_begins_anew() -> None:
     watch, (train, val) = monitor(), loaders()
     trainer = make_trainer(watch, max_epochs=2)
@@ -124,7 +128,7 @@ def test_a_monitor_that_is_used_again_begins_anew() -> None:
     assert not watch.history
 
 
-@pytest.mark.parametrize("kind", [dict, list])
+@pytest.mark.parametrize("kind", [dict, pytest.param(list, marks=pytest.mark.slow)])
 def test_several_validation_loaders(kind: type) -> None:
     train, val = loaders()
     both = {"one": DataLoader(Items(8, 5, pair), batch_size=4), "two": val}
@@ -133,11 +137,13 @@ def test_several_validation_loaders(kind: type) -> None:
     assert_same(report, of_network(module.net))
 
 
+@pytest.mark.slow
 def test_a_data_module() -> None:
     module = Plain()
     assert_same(fit(module, {"datamodule": people.Data()}, monitor()), of_network(module.net))
 
 
+@pytest.mark.slow
 def test_manual_optimisation_with_two_optimizers() -> None:
     module = people.Manual()
     assert_same(fit(module, loaders(), monitor()), of_network(module.net))
@@ -157,13 +163,10 @@ def test_mixed_training_images_are_read_unmixed() -> None:
     assert_same(fit(module, (train, loaders()[1]), monitor()), of_network(module.net))
 
 
-KEY = "unitrole/net.6/rank_agreement/val"
-
-
 def test_callbacks_that_wait_for_a_key_find_it(tmp_path: Path) -> None:
     watch = monitor(every_n_epochs=2)
     waiting = [
-        EarlyStopping("unitrole/net.6/ranking_gap/val", patience=5),
+        EarlyStopping("unitrole_ranking_gap/net.6/val", patience=5),
         ModelCheckpoint(tmp_path, monitor="unitrole/net.6/ranking_gap/val", filename="best"),
     ]
     make_trainer(*waiting, watch, max_epochs=4, enable_checkpointing=True).fit(Plain(), *loaders())
@@ -176,12 +179,14 @@ def _epoch(report: UnitReport | None) -> int:
     return report.epoch
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_not_validated_is_made_up_for() -> None:
     watch = monitor(every_n_epochs=3)
     make_trainer(watch, max_epochs=10, check_val_every_n_epoch=2, limit_train_batches=1).fit(Plain(), *loaders())
     assert [*map(_epoch, watch.history), _epoch(watch.report)] == [3, 5, 9]
 
 
+@pytest.mark.slow
 def test_no_report_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     watch = monitor(every_n_epochs=5)
     with caplog.at_level("INFO"):
@@ -199,7 +204,7 @@ class Lazy(Plain):
         )
 
 
-@pytest.mark.parametrize("sanity", [0, 1])
+@pytest.mark.parametrize("sanity", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_lazy_modules(sanity: int) -> None:
     module = Lazy()
     report = fit(module, loaders(), monitor(), num_sanity_val_steps=sanity)
@@ -222,7 +227,7 @@ def parametrised(kind: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("kind", ["weight", "old", "spectral", "pruned"])
+@pytest.mark.parametrize("kind", mostly_slow(["weight", "old", "spectral", "pruned"], quick=["weight"]))
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_weights_that_are_computed(kind: str) -> None:
     module = Plain(parametrised(kind))
@@ -231,15 +236,17 @@ def test_weights_that_are_computed(kind: str) -> None:
     assert_same(report, of_network(module.net, layers="all"))
 
 
+@pytest.mark.slow
 def test_compiled_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     net = people.backbone().eval()
     compiled = torch.compile(net, backend="eager")
     train, val = loaders()
     quick: dict[str, Any] = {"images_per_class": 6, "curve_images": 4, "ablation_points": 8, "backend": "torch"}
     report = analyze(compiled, train, val, **quick)  # type: ignore[arg-type]
-    assert_same(report, of_network(net), prefix="_orig_mod.")
+    assert_same(report, of_network(net), prefix="")
 
 
+@pytest.mark.slow
 def test_channels_last() -> None:
     module = Plain(people.backbone().to(memory_format=torch.channels_last))
     assert_same(fit(module, loaders(), monitor()), of_network(module.net))
@@ -258,6 +265,7 @@ class SwappedByHand(pl.Callback):
         pl_module.load_state_dict(self.kept)
 
 
+@pytest.mark.slow
 def test_an_average_as_people_write_it() -> None:
     watch, validated = monitor(), Validated()
     report = fit(Plain(), loaders(), watch, SwappedByHand(), validated)

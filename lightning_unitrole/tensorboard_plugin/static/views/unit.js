@@ -32,14 +32,18 @@ export const unit = {
     return {
       async load() {
         const { run, layer } = ctx;
-        const data = { ...(await ctx.api.layer(run.name, layer.index)), units: layer.units };
-        const chosen = chosenUnit(ctx, data, read(ctx, await ctx.api.overview(run.name)));
-        const classes = layer.parts.includes('classes') ? await ctx.api.unit(run.name, layer.index, chosen) : null;
-        const { steps, at } = ctx.time(data);
-        const measured = layer.parts.includes('contributions') && at >= 0;
-        const byClass = measured ? await ctx.api.contributions(run.name, layer.index, chosen, steps[at]) : null;
-        const pictured = layer.parts.includes('examples') && at >= 0;
-        const examples = pictured ? await ctx.api.examples(run.name, layer.index, chosen, steps[at]) : null;
+        const { api } = ctx;
+        const [logged, steps] = await Promise.all([api.layer(run.name, layer.index), api.overview(run.name)]);
+        const data = { ...logged, units: layer.units };
+        const chosen = chosenUnit(ctx, data, read(ctx, steps));
+        const { at } = ctx.time(data);
+        const ask = (part, how, ...more) =>
+          layer.parts.includes(part) && at >= 0 ? how.call(api, run.name, layer.index, chosen, ...more) : null;
+        const [classes, byClass, examples] = await Promise.all([
+          ask('classes', api.unit),
+          ask('contributions', api.contributions, data.steps[at]),
+          ask('examples', api.examples, data.steps[at]),
+        ]);
         return { data, classes, byClass, examples, chosen };
       },
       draw: (found) => draw(ctx, body, found),

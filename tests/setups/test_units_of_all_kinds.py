@@ -1,0 +1,88 @@
+"""Units that are no channels of maps of two dimensions: what switching them off does is what a plain hook does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import people
+import pytest
+import pytorch_lightning as pl
+import torch
+from networks import mostly_slow
+from people import Items, Plain, loaders, pair
+from test_setups import CURVE_IMAGES, IMAGES, fit, monitor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_unitrole.network.units import find_unit_layers, select_layers
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+NETS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, str]]]] = {
+    "tokens": (people.Tokens, {"blocks.0.mlp.2": (-1, "blocks.0.mlp"), "blocks.1.mlp.2": (-1, "blocks.1.mlp")}),
+    "one dimension": (people.sequence_net, {"1": (1, "3"), "4": (1, "5")}),
+    "three dimensions": (people.volume_net, {"1": (1, "2"), "3": (1, "4")}),
+    "linear": (people.layer_net, {"1": (-1, "2"), "3": (-1, "4")}),
+}
+"""Networks, and for each of their layers where its units lie, and which module returns them."""
+
+
+def loss_without(net: nn.Module, module: str, dim: int, off: Tensor) -> float:
+    """Mean loss of the images of the curves with units at zero, by a hook."""
+
+    def hook(_: nn.Module, args: object, output: Tensor) -> Tensor:
+        shape = [1] * output.dim()
+        shape[dim] = len(off)
+        return output.masked_fill(off.view(shape), 0)
+
+    data = Items(people.VAL, 1, pair)
+    rows = [index for index in range(len(data)) if IMAGES <= index // people.CLASSES < IMAGES + CURVE_IMAGES]
+    handle = net.get_submodule(module).register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            return float(F.cross_entropy(net.eval()(data.images[rows]), data.labels[rows]))
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", mostly_slow(NETS, quick=["tokens"]))
+def test_units_of_all_kinds(name: str) -> None:
+    make, layers = NETS[name]
+    pl.seed_everything(0, verbose=False)
+    module = Plain(make())
+    report = fit(module, loaders(), monitor())
+    assert {key.removeprefix("net.") for key in report.layers} == set(layers)
+    for key, layer in report.layers.items():
+        dim, site = layers[key.removeprefix("net.")]
+        curve, order = layer.val.curves["least_first"], layer.val.overall_order.flip(0)
+        for place in (0, len(curve.ablated) // 2, len(curve.ablated) - 1):
+            off = torch.zeros(len(order), dtype=torch.bool)
+            off[order[: int(curve.ablated[place])]] = True
+            expected = loss_without(module.net, site, dim, off)
+            assert float(curve.loss[place]) == pytest.approx(expected, rel=1e-4)
+        contributions = layer.val.contributions
+        assert contributions is not None
+        assert bool(contributions.sums.abs().sum() > 0)
+        births = layer.val.selective_rate
+        assert bool((births < 1).any()) == (name == "tokens")
+
+
+def test_tokens_lie_on_the_grid_of_their_patches_without_the_class_token() -> None:
+    net, images = people.Tokens().eval(), torch.rand(2, 3, 12, 12)
+    found = find_unit_layers(net, net, images)
+    hidden = found.flat["blocks.0.mlp.0"]
+    assert (hidden.map_size, hidden.extra, hidden.activation, hidden.num_units) == ((6, 6), 1, "gelu", 12)
+    assert found.head == "head"
+    assert [layer.name for layer in select_layers(found, "blocks.*.mlp.0")] == ["blocks.0.mlp.0", "blocks.1.mlp.0"]
+
+
+def test_linear_layers_of_a_convolutional_network_are_there_by_name_alone() -> None:
+    net = people.backbone().eval()
+    found = find_unit_layers(net, net, torch.rand(2, 3, 12, 12))
+    assert [layer.name for layer in select_layers(found, "all")] == ["0", "2", "6"]
+    assert [layer.name for layer in select_layers(found, "10")] == ["10"]
