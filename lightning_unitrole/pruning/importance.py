@@ -26,6 +26,9 @@ IMPORTANCES = (GROUP_NORM, GROUP_TAYLOR)
 _IMAGES_AT_ONCE = 8
 """Images whose gradients are summed before they are squared: in larger sums they cancel out."""
 
+_CORRELATION = 0.1
+"""Of the effects of two items of a group. With 0 a layer was emptied; 0.3 and 1 left less accuracy after most cuts."""
+
 
 def group_norm(groups: Sequence[ChannelGroup], model: nn.Module) -> dict[str, Tensor]:
     """``[N]`` float64 for each group: squared L2 norm of all weights that an item takes, over the group's mean.
@@ -100,22 +103,22 @@ def group_taylor(
 def joint(scores: Tensor, gone: Collection[int] = ()) -> Tensor:
     """``[N]`` what each item adds to the importance of all that go before it, when the least important go first.
 
-    Effects of several items add up before they are squared. How they go together is unknown; by the triangle inequality
-    the root of the mean square of a sum is at most the sum of the roots, and this is what is counted. So each item that
-    leaves makes the others of its group count for more, and no layer is emptied because its items are many and alike.
+    Effects of several items add up before they are squared, and those of one layer go together a little: the mean
+    square of a sum is taken to be that of effects with a correlation of 0.1. So each item that leaves makes the others
+    of its group count for more, and no layer is emptied because its items are many and alike.
 
     Args:
-        scores: ``[N]`` squared effect of each item.
+        scores: ``[N]`` mean squared effect of each item.
         gone: items that are gone already.
 
     Example:
-        >>> joint(torch.tensor([1.0, 4.0, 1.0])).tolist()
-        [1.0, 12.0, 3.0]
+        >>> [round(float(effect), 3) for effect in joint(torch.tensor([1.0, 4.0, 1.0]))]
+        [1.0, 4.8, 1.2]
     """
     order = sorted(range(len(scores)), key=lambda item: (item not in gone, float(scores[item])))
-    total = scores[order].sqrt().cumsum(0).square()
+    roots = scores[order].sqrt()
     added = torch.empty_like(scores)
-    added[order] = total.diff(prepend=total.new_zeros(1))
+    added[order] = scores[order] + 2 * _CORRELATION * roots * (roots.cumsum(0) - roots)
     return added
 
 
