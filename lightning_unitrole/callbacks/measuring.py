@@ -21,6 +21,7 @@ from lightning_unitrole.pruning.importance import (
     group_norm,
     group_taylor,
     importance_candidates,
+    joint,
 )
 from lightning_unitrole.pruning.network import NetworkState
 from lightning_unitrole.pruning.removal import Removal
@@ -109,18 +110,18 @@ class Measuring(pl.Callback):
             measured = find_candidates(groups, evidence, choose_by=choose_by, gone=gone)
         if not self._by_importance:
             return measured
+        macs: int | None = None
         with torch.inference_mode(False):
             if self.choose_by == GROUP_NORM:
                 scores = group_norm(groups, network.session.runner.model)
             else:
-                session = network.session
-                scores = group_taylor(groups, session.runner, network.sample, session.options.score_fn)
+                session, macs = network.session, network.amounts["macs"]
+                alone = group_taylor(groups, session.runner, network.sample, session.options.score_fn)
+                scores = {name: joint(effects, gone.get(name, ())) for name, effects in alone.items()}
         drops = {one.group.name: one.drops for one in measured}
         if self.limits.max_drop is not None:  # what has no curve has no drop that could be limited
             groups = [group for group in groups if group.name in drops]
-        return importance_candidates(
-            groups, scores, network.graph, macs=network.amounts["macs"], gone=gone, drops=drops
-        )
+        return importance_candidates(groups, scores, network.graph, macs=macs, gone=gone, drops=drops)
 
     def _evidence(self, network: NetworkState, analyse: Callable[[], UnitReport]) -> list[LayerEvidence]:
         if self.choose_by == ROLES:

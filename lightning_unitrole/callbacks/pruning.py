@@ -62,10 +62,10 @@ class UnitPruning(Foresight):
     the text ``unitrole/pruning/report``.
 
     Args:
-        choose_by: ``"group_taylor"``: squared first-order estimate of what the loss changes by without the unit, see
-            :func:`~lightning_unitrole.pruning.importance.group_taylor`, and ``"group_norm"``: squared norm of all
-            weights that go with it, both over all layers that hang together and for each multiply-accumulate that it
-            costs; ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
+        choose_by: ``"group_taylor"``: what the loss changes by without units, at most, for each multiply-accumulate
+            that they cost, by first-order estimates, see :func:`~lightning_unitrole.pruning.importance.group_taylor`;
+            ``"group_norm"``: squared norm of all weights that go with a unit; both over all layers that hang together.
+            ``"evidence"``: units whose ablation costs least accuracy, by each layer's own ablation curve;
             ``"roles"``: units that are ``NEITHER`` for every class first; or a criterion, by name or as a function.
         amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule. The
             beginning is before anything was removed, in whatever run: a pruned network remembers it.

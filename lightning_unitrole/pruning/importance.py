@@ -97,28 +97,51 @@ def group_taylor(
     return {name: runner.total(total) / count for name, total in totals.items()}
 
 
+def joint(scores: Tensor, gone: Collection[int] = ()) -> Tensor:
+    """``[N]`` what each item adds to the importance of all that go before it, when the least important go first.
+
+    Effects of several items add up before they are squared. How they go together is unknown; by the triangle inequality
+    the root of the mean square of a sum is at most the sum of the roots, and this is what is counted. So each item that
+    leaves makes the others of its group count for more, and no layer is emptied because its items are many and alike.
+
+    Args:
+        scores: ``[N]`` squared effect of each item.
+        gone: items that are gone already.
+
+    Example:
+        >>> joint(torch.tensor([1.0, 4.0, 1.0])).tolist()
+        [1.0, 12.0, 3.0]
+    """
+    order = sorted(range(len(scores)), key=lambda item: (item not in gone, float(scores[item])))
+    total = scores[order].sqrt().cumsum(0).square()
+    added = torch.empty_like(scores)
+    added[order] = total.diff(prepend=total.new_zeros(1))
+    return added
+
+
 def importance_candidates(
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
     graph: ChannelGraph,
     *,
-    macs: int,
+    macs: int | None,
     gone: Mapping[str, Collection[int]],
     drops: Mapping[str, Tensor | None],
 ) -> list[Candidate]:
-    """The groups with the importance of their items for each multiply-accumulate operation that an item costs.
+    """The groups with the importance of their items.
 
     Args:
         groups: the groups that may be pruned.
         scores: ``[N]`` importance of the items of each group.
         graph: the network's channel groups.
-        macs: multiply-accumulate operations of the network.
+        macs: multiply-accumulate operations of the network, to count importance for each of them that an item costs;
+            None to take it as it is.
         gone: items that are masked already, by the group's name.
         drops: ``[N]`` accuracy drop of the items, by the group's name; groups that it lacks have none.
     """
     found = []
     for group in groups:
-        cost = max(saving(graph, {group.name: [0]}, "macs"), 1) / macs
+        cost = 1.0 if macs is None else max(saving(graph, {group.name: [0]}, "macs"), 1) / macs
         masked = frozenset(gone.get(group.name, ()))
         found.append(Candidate(group, scores[group.name] / cost, drops.get(group.name), masked))
     return found

@@ -15,7 +15,8 @@ from lightning_unitrole.data.sample import Sample
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.pruning.groups import ChannelGroup
-from lightning_unitrole.pruning.importance import group_norm, group_taylor, importance_candidates
+from lightning_unitrole.pruning.importance import group_norm, group_taylor, importance_candidates, joint
+from lightning_unitrole.pruning.selection import Limits, choose, saving
 
 
 def residual() -> nn.Module:
@@ -99,6 +100,29 @@ def test_gradients_without_a_finite_number_are_an_error() -> None:
         net.head.weight.fill_(float("inf"))
     with pytest.raises(DataError, match="No gradient of the loss is finite"):
         group_taylor(groups, runner, sample)
+
+
+def test_items_that_go_together_count_for_their_sum() -> None:
+    alone = torch.tensor([4.0, 1.0, 9.0, 1.0], dtype=torch.float64)
+    assert joint(alone).tolist() == [4.0**2 - 2**2, 1.0, 7.0**2 - 4**2, 2.0**2 - 1]
+    assert float(joint(alone).sum()) == float(alone.sqrt().sum().square())
+    # What is masked already comes first, so that the others count for more.
+    assert joint(alone, gone=[2]).tolist() == [7.0**2 - 5**2, 4.0**2 - 3**2, 9.0, 5.0**2 - 4**2]
+
+
+def test_no_layer_is_emptied_because_its_units_are_many_and_alike() -> None:
+    net = seeded(lambda: Chain(width=40))
+    graph = graph_of(net, images())
+    groups = [group for group in graph.groups if group.reason is None]
+    alike = {"first": torch.full((40,), 0.01, dtype=torch.float64), "second": torch.ones(5, dtype=torch.float64)}
+    original = {"macs": saving(graph, {"first": range(40), "second": range(5)}, "macs")}
+    left = []
+    for scores in (alike, {name: joint(values) for name, values in alike.items()}):
+        candidates = importance_candidates(groups, scores, graph, macs=1, gone={}, drops={})
+        chosen = choose(candidates, graph, amount=0.5, of="macs", limits=Limits(), original=original, now=original)
+        left.append(40 - len(chosen["first"]))
+    assert left[0] < left[1]
+    assert left[1] > 10
 
 
 @pytest.mark.parametrize("drops", [{}, {"first": torch.zeros(6)}], ids=["no curve", "curve"])

@@ -23,7 +23,7 @@ const MEASURED = [
     'training_surplus',
     'training surplus',
     'How much less the layer adds to the answers on validation images than on training images, a share of the latter',
-    (share) => percent(share),
+    (share) => percent(Math.abs(share) < 0.005 ? 0 : share),
   ],
   [
     'agreement',

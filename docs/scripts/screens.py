@@ -1,7 +1,7 @@
 """The pictures of the tab in the README and in `tab.md`, out of a log.
 
     python examples/digits.py --epochs 10 --images-per-class 40
-    python docs/screens.py logs
+    python docs/scripts/screens.py logs
 
 Needs chromium, chromedriver and selenium. Shows the overview in both themes, and the unit that contributes most in the
 last layer, each as high as there is something to see, into `docs/images/`.
@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from tensorboard_plugin.conftest import FLAGS, tensorboard
 from tensorboard_plugin.page import Page
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[1] / "images"
 WIDTH = 1280
 PICTURES = {
     "unit_roles_tab_light": ({"view": "overview"}, False, ".view-overview .wide-table"),
