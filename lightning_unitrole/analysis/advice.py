@@ -14,12 +14,12 @@ from lightning_unitrole.reports.report import UnitReport
 from lightning_unitrole.reports.vocabulary import RELIABLE_AGREEMENT, ranking_is_informative, reliability_verdict
 
 
-def announcement(session: AnalysisSession, epoch_images: float) -> str:
+def announcement(session: AnalysisSession, epoch_images: int | None) -> str:
     """What will be analysed, and what that takes at most, to be said before it begins.
 
     Args:
         session: the analysis.
-        epoch_images: images of an epoch of training.
+        epoch_images: images of an epoch of training; None if nobody knows.
     """
     names = [layer.name for layer in session.layers]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -27,15 +27,18 @@ def announcement(session: AnalysisSession, epoch_images: float) -> str:
         shown += f" ({session.num_found - len(names)} other layers can be named in layers=)"
     if flat := [layer.name for layer in session.layers if not layer.grid]:
         shown += f"; without birth points, which need maps, and ranked by contribution: {', '.join(flat[:4])}"
+    what = (
+        f"Unit roles: {shown}; {session.images_per_class} images of each of {session.num_classes} classes, training "
+        "and validation."
+    )
+    if not epoch_images:
+        return what
     # Both sides use the same images of each class, so no more than an epoch has.
     share = min(1.0, epoch_images / (session.images_per_class * session.num_classes))
     # A training step is a forward pass and a backward pass, which takes about two.
     epochs = share * session.most_passes() / (3 * epoch_images)
     shown_epochs = f"{epochs:.2g}" if epochs < 10 else f"{epochs:.0f}"
-    return (
-        f"Unit roles: {shown}; {session.images_per_class} images of each of {session.num_classes} classes, training "
-        f"and validation. One analysis takes at most as long as about {shown_epochs} epochs of training."
-    )
+    return f"{what} One analysis takes at most as long as about {shown_epochs} epochs of training."
 
 
 def shortage(train: Tensor, val: Tensor, *, wanted: int, class_names: Sequence[str]) -> str | None:

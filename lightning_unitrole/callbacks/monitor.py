@@ -41,6 +41,7 @@ from lightning_unitrole.callbacks.surroundings import (
     averages_at_the_end,
     checksum,
     epochs_of,
+    images_of_an_epoch,
     is_waited_for,
     no_report,
     same_name,
@@ -54,7 +55,6 @@ from lightning_unitrole.errors import BackendError, SettingError, refuse_newer
 from lightning_unitrole.loggers.scalars import report_scalars, under_name
 from lightning_unitrole.loggers.tensorboard import ReportLogger, is_tensorboard
 from lightning_unitrole.network.isolation import is_lazy
-from lightning_unitrole.network.structures import batch_size
 from lightning_unitrole.pruning.history import kept_channels, original_widths, removals_of
 from lightning_unitrole.ranking.criteria import CRITERIA
 from lightning_unitrole.reports.curves import CriteriaComparison
@@ -219,9 +219,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             return  # until the training has made its parameters
         with self._going_on(trainer):
             session = self._analysis.session(trainer, pl_module)
-            images = trainer.num_training_batches * (batch_size(session.example_inputs) or 1) * trainer.world_size
-            if math.isfinite(images):
-                rank_zero_info(announcement(session, images))
+            rank_zero_info(announcement(session, images_of_an_epoch(trainer)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start tapping, where this epoch is analysed."""

@@ -80,6 +80,16 @@ def epochs_of(trainer: Trainer) -> int | None:
     return trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
 
 
+def images_of_an_epoch(trainer: Trainer) -> int | None:
+    """Images of an epoch of training in all processes; None where the loader does not tell the size of its batches."""
+    loader = trainer.train_dataloader
+    sizes = [getattr(one, "batch_size", None) for one in (loader, getattr(loader, "batch_sampler", None))]
+    size = next((one for one in sizes if isinstance(one, int)), None)
+    if size is None or not math.isfinite(trainer.num_training_batches):
+        return None
+    return int(trainer.num_training_batches) * size * trainer.world_size
+
+
 def setting_name(value: Any) -> Any:
     """A setting as what tells it from another, the same in each run."""
     if value is None or isinstance(value, (bool, int, float, str)):
