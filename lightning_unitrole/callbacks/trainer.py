@@ -202,7 +202,7 @@ class TrainerAnalysis:
                     check_readable(loader, name="validation")
             batch = first_batch(as_batches(source, name="training"), name="training")
             with torch.inference_mode(False):
-                with runner.undisturbed():  # handing a batch over may run hooks of the module
+                with runner.undisturbed(parameters=True):  # both run code of the user's
                     batch = runner.transfer(batch)
                     reading = self._read_step(pl_module, batch)
                 if reading is not None:

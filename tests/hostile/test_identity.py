@@ -690,9 +690,7 @@ def _() -> Run:
     return Run(Lazy(), trainer={"num_sanity_val_steps": 1})
 
 
-@scenario(
-    "lazy modules without a sanity check", REFUSED, "Module 'second' is a LazyConv2d whose parameters are made by"
-)
+@scenario("lazy modules without a sanity check")
 def _() -> Run:
     return Run(Lazy(), trainer={"num_sanity_val_steps": 0})
 

@@ -292,8 +292,9 @@ def mutated(seed: int) -> Log:
             values = np.full(shape, chance.choice([0, 1, 77, 253, np.nan, np.inf, -np.inf, 3e38])).astype(dtype)
         log.add(part, 9, deflate(pack(info, {**arrays, name: values})))
     elif kind == 8:
-        log.add(part, 9, deflate(pack(json.loads(json.dumps(mutate_json(info, chance)).replace("NaN", "0")
-            .replace("Infinity", "1")), arrays)))  # fmt: skip
+        (length,) = struct.unpack_from("<I", whole, 4)
+        described = json.loads(whole[8 : 8 + length])["arrays"]
+        log.add(part, 9, deflate(raw(mutate_json(info, chance), described, whole[8 + length :])))
     else:
         _disturb(log, part, chance)
     return log
