@@ -16,7 +16,6 @@ from lightning_unitrole.callbacks.pruner import Pruner
 from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.pruning.history import original_amounts
 from lightning_unitrole.pruning.network import NetworkState
 from lightning_unitrole.pruning.preview import PruningPreview, preview_amounts
 from lightning_unitrole.pruning.suggestion import WidthSuggestion
@@ -65,17 +64,13 @@ class Foresight(Pruner):
                     raise SettingError("choose_by='roles' needs training images: preview a trainer, not a module.")
                 return self._trainer_analysis(subject).report(subject, subject.lightning_module)
 
-            model, groups = network.session.runner.model, network.graph.groups
             return preview_amounts(
                 network,
                 self._candidates(network, analyse),
                 amounts,
                 of=self.of,
                 limits=self.limits,
-                original=network.amounts
-                | {f"width/{group.name}": len(group) for group in groups}
-                | self._original
-                | original_amounts(model),
+                original=self._originals(network),
                 masked=self._masked,
             )
 

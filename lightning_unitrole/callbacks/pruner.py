@@ -28,9 +28,7 @@ from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_remov
 from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
 from lightning_unitrole.pruning.report import NetworkSize, Prediction, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
-from lightning_unitrole.pruning.selection import (
-    choose,
-)
+from lightning_unitrole.pruning.selection import choose
 from lightning_unitrole.pruning.suggestion import layer_calls
 
 _log = logging.getLogger(__name__)
@@ -60,15 +58,18 @@ class Pruner(Measuring):
         self._faults = Faults(_log, self._look_anew)
         self._layers: dict[str, str] = {}
 
-    def _begin(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _begin(self, network: NetworkState, trainer: pl.Trainer) -> None:
         """Note how the network was in the beginning; once a run."""
-        found = network.amounts | {f"width/{group.name}": len(group) for group in network.graph.groups}
-        # What was removed in an earlier run, whatever its settings, counts too.
-        self._original = found | self._original | original_amounts(pl_module)
+        self._original = self._originals(network)
         if self.report is None:
             size = network.size(self._masked)
             self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
             self._log(trainer)
+
+    def _originals(self, network: NetworkState) -> dict[str, int]:
+        """How much of everything the network had in the beginning, before runs with other settings too."""
+        found = network.amounts | {f"width/{group.name}": len(group) for group in network.graph.groups}
+        return found | self._original | original_amounts(network.session.runner.model)
 
     def _rehearse(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what cannot work, before anything is trained."""
@@ -79,10 +80,7 @@ class Pruner(Measuring):
             amount=self.amount,
             of=self.of,
             limits=self.limits,
-            original=network.amounts
-            | {f"width/{group.name}": len(group) for group in groups}
-            | self._original
-            | original_amounts(pl_module),
+            original=self._originals(network),
             now=network.amounts,
             gone=network.gone(self._masked),
         )
@@ -132,7 +130,7 @@ class Pruner(Measuring):
     def _plan(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> _Plan | None:
         """What to remove; None, with a warning, where there is nothing to choose by."""
         network = self._network(trainer, pl_module)
-        self._begin(network, trainer, pl_module)
+        self._begin(network, trainer)
         accuracy = network.accuracy()
         if self._needs_accuracy and not network.knows_something(accuracy):
             if trainer.is_global_zero:

@@ -234,7 +234,7 @@ class UnitPruning(Foresight):
         with self._going_on(trainer, "The network could not be measured before training", wrong=(UnitRoleError,)):
             network = self._network(trainer, pl_module)
             self._rehearse(network, trainer, pl_module)
-            self._begin(network, trainer, pl_module)
+            self._begin(network, trainer)
             network.release()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
