@@ -58,6 +58,8 @@ class Foresight(Pruner):
                 raise SettingError(f"amounts holds {amount!r}; expected numbers between 0 and 1, both excluded.")
         with self._looking():
             network = self._trained(subject, data) if isinstance(subject, pl.Trainer) else self._plain(subject, data)
+            if self._changes_shapes and self._mask is None:
+                self._block(network, self._find_blocked(network))
 
             def analyse() -> UnitReport:
                 if not isinstance(subject, pl.Trainer):
@@ -87,7 +89,7 @@ class Foresight(Pruner):
     @contextmanager
     def _looking(self) -> Iterator[None]:
         """Leave no trace in the callback; a limit that stands in for an amount does not count."""
-        kept = self._analysis, self._state, self.limits
+        kept = self._analysis, self._state, self._blocked, self.limits
         self._analysis = self._state = None
         if self._limited_by_default:
             self.limits = replace(self.limits, max_drop=None)
@@ -95,7 +97,7 @@ class Foresight(Pruner):
             with torch.inference_mode(False):
                 yield
         finally:
-            self._analysis, self._state, self.limits = kept
+            self._analysis, self._state, self._blocked, self.limits = kept
 
     def _trained(self, trainer: pl.Trainer, data: DataSource | None) -> NetworkState:
         if data is not None:

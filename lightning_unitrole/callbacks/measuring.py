@@ -24,6 +24,7 @@ from lightning_unitrole.pruning.importance import (
     joint,
 )
 from lightning_unitrole.pruning.network import NetworkState
+from lightning_unitrole.pruning.rehearsal import blocked_groups
 from lightning_unitrole.pruning.removal import Removal
 from lightning_unitrole.pruning.selection import EVIDENCE, ROLES, Candidate, Limits, find_candidates, prunable_groups
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion
@@ -50,6 +51,7 @@ class Measuring(pl.Callback):
         self._masked: Removal | None = None
         self._analysis: TrainerAnalysis | None = None
         self._state: NetworkState | None = None
+        self._blocked: dict[str, str] = {}
 
     def _trainer_analysis(self, trainer: pl.Trainer) -> TrainerAnalysis:
         """An analysis with the data and settings of the trainer's monitor; without one, with its defaults."""
@@ -98,7 +100,24 @@ class Measuring(pl.Callback):
         return self._state
 
     def _network_state(self, session: AnalysisSession, probe: Probe) -> NetworkState:
-        return NetworkState(session, probe, loose=self.mode == "mask" and not self.remove_at_end)
+        state = NetworkState(session, probe, loose=not self._changes_shapes)
+        state.graph = state.graph.without(self._blocked)
+        return state
+
+    @property
+    def _changes_shapes(self) -> bool:
+        return self.mode == "remove" or self.remove_at_end
+
+    def _find_blocked(self, network: NetworkState) -> dict[str, str]:
+        """Groups that the network cannot do without a unit of, each with the reason; found by trying."""
+        runner = network.session.runner
+        inputs = network.session.example_inputs
+        return blocked_groups(runner.forward, runner.model, network.graph, self._groups(network), inputs)
+
+    def _block(self, network: NetworkState, blocked: dict[str, str]) -> None:
+        """Leave these groups as they are."""
+        self._blocked = blocked
+        network.graph = network.graph.without(blocked)
 
     def _candidates(self, network: NetworkState, analyse: Callable[[], UnitReport]) -> list[Candidate]:
         """Groups with what was measured about their items; ``analyse`` gives roles where units are chosen by them."""

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.network import NetworkState, units_left
 from lightning_unitrole.pruning.optimizers import carry_over, check_optimizers
-from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_removal
+from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_optimizers
 from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
 from lightning_unitrole.pruning.report import NetworkSize, Prediction, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
@@ -73,9 +73,20 @@ class Pruner(Measuring):
 
     def _rehearse(self, network: NetworkState, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what cannot work, before anything is trained."""
-        groups = self._groups(network)
+        if self._changes_shapes:
+            self._drop_mask()
+            try:
+                blocked = self._find_blocked(network)
+                ask_peers(trainer)
+                self._block(network, trainer.strategy.broadcast(blocked))
+                groups = self._groups(network)
+                self._faults.warn(_left_alone(self._blocked), trainer)
+                rehearse_optimizers(trainer.optimizers, pl_module, network.graph, groups)
+            finally:
+                if self._masked is not None:
+                    self._mask = UnitMask(pl_module, self._masked)
         rehearse_amount(
-            groups,
+            self._groups(network),
             network.graph,
             amount=self.amount,
             of=self.of,
@@ -84,16 +95,6 @@ class Pruner(Measuring):
             now=network.amounts,
             gone=network.gone(self._masked),
         )
-        if self.mode == "remove" or self.remove_at_end:
-            session = network.session
-            self._drop_mask()
-            try:
-                rehearse_removal(
-                    session.runner.forward, pl_module, network.graph, groups, session.example_inputs, trainer.optimizers
-                )
-            finally:
-                if self._masked is not None:
-                    self._mask = UnitMask(pl_module, self._masked)
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> bool:
         """Measure, choose, and remove or mask; False where nothing was done."""
@@ -282,6 +283,15 @@ class Pruner(Measuring):
 
 def _reasons(groups: Sequence[ChannelGroup]) -> dict[str, str]:
     return {group.name: group.reason for group in groups if group.reason is not None}
+
+
+def _left_alone(blocked: Mapping[str, str]) -> str | None:
+    """What to tell the user of layers that cannot shrink."""
+    if not blocked:
+        return None
+    told = "; ".join(f"{name!r}: {reason}" for name, reason in blocked.items())
+    layers = "one layer as it is" if len(blocked) == 1 else f"{len(blocked)} layers as they are"
+    return f"UnitPruning leaves {layers}. {told}."
 
 
 def _recompile() -> None:

@@ -225,6 +225,7 @@ class UnitPruning(Foresight):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Mask again what was masked when the checkpoint was written."""
+        self._blocked = {}
         self._drop_mask()
         if self._masked is not None:
             self._mask = UnitMask(pl_module, self._masked)

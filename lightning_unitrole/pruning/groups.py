@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-
-# import CONVOLUTIONS, LAYERS, ChannelGraph, ChannelGroup, Choice, Place, layer_widths, width_of
 
 Place = tuple[str, int]
 """Name of a parameter or buffer, and one of its dimensions."""
@@ -66,6 +64,11 @@ class ChannelGraph:
     def by_name(self) -> dict[str, ChannelGroup]:
         """The groups by their names."""
         return {group.name: group for group in self.groups}
+
+    def without(self, blocked: Mapping[str, str]) -> ChannelGraph:
+        """The same graph, in which no channel leaves the groups that are named; each with its reason."""
+        groups = [replace(group, reason=blocked.get(group.name, group.reason)) for group in self.groups]
+        return replace(self, groups=groups)
 
     def taken(self, choice: Choice) -> dict[Place, set[int]]:
         """The indices that a choice of items takes from each place that it reaches."""

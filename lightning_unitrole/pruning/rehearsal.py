@@ -73,15 +73,14 @@ def _whole(groups: Sequence[ChannelGroup], original: Mapping[str, int]) -> bool:
     return all(len(group) == original.get(f"width/{group.name}", len(group)) for group in groups)
 
 
-def rehearse_removal(
+def blocked_groups(
     forward: Callable[[Any], Any],
     model: nn.Module,
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
     inputs: Any,
-    optimizers: Sequence[Optimizer],
-) -> None:
-    """Remove a unit of each layer that may be pruned, see that everything still works, and put them back.
+) -> dict[str, str]:
+    """Remove a unit of each layer that may be pruned, see that the network still works, and put them back.
 
     Args:
         forward: called with ``inputs``; runs ``model``.
@@ -89,19 +88,11 @@ def rehearse_removal(
         graph: the network's channel groups.
         groups: those that may be pruned.
         inputs: a batch; two images are enough.
-        optimizers: the optimizers whose memory is to be carried over.
 
-    Raises:
-        SettingError: if the network cannot get smaller, or the memory of an optimizer cannot be sliced; the message
-            names the layers.
+    Returns:
+        For each group that the network does not work without a unit of, by name, what happens then. The others may
+        all shrink together.
     """
-    names = [group.name for group in groups if len(group) > 1]
-    if not names:
-        return
-    removal = plan_removal(graph, {name: [0] for name in names})
-    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    check_optimizers(optimizers, by_id, removal)
-    try_optimizers(optimizers, by_id, removal)
 
     def fault(chosen: Sequence[str]) -> TraceError | None:
         with torch.inference_mode(False):
@@ -111,15 +102,39 @@ def rehearse_removal(
                 return error
         return None
 
-    together = fault(names)
-    if together is None:
-        return
-    alone = {name: found for name in names if (found := fault([name])) is not None}
-    error = next(iter(alone.values()), together)
-    blocking = list(alone) or names
-    listed = ", ".join(map(repr, blocking))
-    raise SettingError(
-        f"Tried out before training: without a unit of {listed} the network does not work any more. Leave "
-        f"{'this layer' if len(blocking) == 1 else 'these layers'} out with skip_layers=[{listed}], use mode='mask', "
-        f"which changes no shape, or let the forward method take sizes from its tensors. {error}"
-    ) from error
+    working: list[str] = []
+    blocked: dict[str, str] = {}
+    waiting = [[group.name for group in groups if len(group) > 1]]
+    while waiting:
+        chunk = waiting.pop()
+        error = fault([*working, *chunk]) if chunk else None
+        if error is None:
+            working += chunk
+        elif len(chunk) == 1:
+            blocked[chunk[0]] = _what_happened(error)
+        else:
+            half = len(chunk) // 2
+            waiting += [chunk[half:], chunk[:half]]
+    return blocked
+
+
+def _what_happened(error: TraceError) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return "tried out, the network without one of its units computes something else than with that unit at zero"
+    text = str(cause).partition("\n")[0]
+    return f"tried out, the network without one of its units fails with {type(cause).__name__}: {text}"
+
+
+def rehearse_optimizers(
+    optimizers: Sequence[Optimizer], model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]
+) -> None:
+    """See that the memory of the optimizers can be carried over when units of ``groups`` leave ``model``.
+
+    Raises:
+        SettingError: if it cannot.
+    """
+    removal = plan_removal(graph, {group.name: [0] for group in groups if len(group) > 1})
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    check_optimizers(optimizers, by_id, removal)
+    try_optimizers(optimizers, by_id, removal)

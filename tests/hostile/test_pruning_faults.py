@@ -252,8 +252,8 @@ class NeverTrains(pl.Callback):
         ),
         pytest.param(
             Fixed,
-            {},
-            r"without a unit of 'second' the network does not work .* skip_layers=\['second'\], use mode='mask'",
+            {"layers": ["second"]},
+            "Layer 'second' cannot be pruned: tried out, the network without one of its units fails with RuntimeError:",
             id="shapes",
         ),
         pytest.param(
@@ -271,6 +271,17 @@ def test_what_cannot_work_fails_before_anything_is_trained(
 ) -> None:
     with pytest.raises(SettingError, match=said):
         train(pruning(start_epoch=50, **settings), NeverTrains(), module=module)
+
+
+def test_a_layer_without_whose_units_the_network_fails_is_left_alone() -> None:
+    callback = pruning()
+    with pytest.warns(UserWarning, match=r"UnitPruning leaves one layer as it is\. 'second': tried out, the network"):
+        module = train(callback, module=Fixed)
+    report = callback.report
+    assert report is not None
+    assert report.skipped["second"].startswith("tried out")
+    assert report.after.widths["second"] == report.before.widths["second"] == module.second.out_channels
+    assert report.after.widths["first"] < report.before.widths["first"]
 
 
 @pytest.mark.sampled(1)
