@@ -3,14 +3,15 @@
     python benchmarks/compatibility.py                                # all, to docs/compatibility.md
     python benchmarks/compatibility.py torchvision/resnet18 timm/pit_ti_224
 
-torchvision's classifiers, the smallest of each family of timm, and the image classifiers of Hugging Face's transformers
-as they come, up to a number of parameters; timm and transformers only where they are installed. Each in a process of its
-own with a limit of time; what was found is kept in a file, so that a run that was broken off goes on where it was.
+torchvision's classifiers, the smallest of each family of timm, and the image classifiers of Hugging Face's
+transformers as they come, up to a number of parameters; timm and transformers only where they are installed. Each in a
+process of its own with a limit of time; what was found is kept in a file, so that a run that was broken off goes on
+where it was.
 
 Of each network up to six layers, evenly spread, are recorded and replayed with random halves of their units at zero;
 a replay counts as exact if the outputs are those of the whole network with the same units at zero, up to rounding. Then
-a third of the units of every group that can shrink is removed; that counts if the smaller network's outputs are those of
-the masked one.
+a third of the units of every group that can shrink is removed; that counts if the smaller network's outputs are those
+of the masked one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty
@@ -41,6 +43,7 @@ from lightning_unitrole.network.units import find_unit_layers, select_layers
 from lightning_unitrole.pruning.coupling import channel_graph
 from lightning_unitrole.pruning.equivalence import remove_checked
 from lightning_unitrole.pruning.network import count_parameters
+from lightning_unitrole.pruning.rehearsal import blocked_groups
 from lightning_unitrole.pruning.removal import plan_removal
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
@@ -53,20 +56,93 @@ OPTIONS = {
     "torchvision/googlenet": {"init_weights": False, "aux_logits": False},
     "torchvision/inception_v3": {"init_weights": False},
 }
-FAMILIES = """
-cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 convnext_atto_rms cpubone_nano crossvit_tiny_240
-cs3darknet_focus_s csatv2 cspnext_tiny davit_tiny deit_tiny_patch16_224 densenet121 dla46x_c dpn48b edgenext_xx_small
-efficientformer_l1 efficientformerv2_s0 efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_slim_dw
-fasternet_t0 fastvit_t8 flexivit_small focalnet_tiny_srf gcvit_xxtiny ghostnet_050 gmlp_ti16_224 halonet_h1
-hardcorenas_b hgnetv2_b0 hiera_tiny_224 hrnet_w18_small iformer_t inception_next_atto inception_v3 lcnet_035
-lcnetv2_small legacy_seresnet18 legacy_xception levit_128s lowformer_b0 mambaout_femto maxvit_pico_rw_256
-mobilenetv2_035 mobileone_s1 mobilevit_xxs mvitv2_tiny nest_tiny nextvit_small nf_regnet_b0 pit_ti_224
-poolformerv2_s12 pvt_v2_b0 rdnet_tiny regnetx_002 repghostnet_050 repvit_m0_9 res2next50 resnest26d resnet10t
-resnetv2_18 rexnet_100 selecsls60 sequencer2d_s shvit_s1 skresnet18 starnet_s050 swiftformer_s
-swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256 tiny_vit_5m_224 tnt_s_legacy_patch16_224
-tresnet_m twins_svt_small visformer_tiny vit_srelpos_small_patch16_224 vit_tiny_patch16_dinov3_qkvb
-vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 xception41p xcit_nano_12_p8_224
-""".split()
+FAMILIES = [
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "convnext_atto_rms",
+    "cpubone_nano",
+    "crossvit_tiny_240",
+    "cs3darknet_focus_s",
+    "csatv2",
+    "cspnext_tiny",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla46x_c",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvim_m1",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "ese_vovnet19b_slim_dw",
+    "fasternet_t0",
+    "fastvit_t8",
+    "flexivit_small",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "ghostnet_050",
+    "gmlp_ti16_224",
+    "halonet_h1",
+    "hardcorenas_b",
+    "hgnetv2_b0",
+    "hiera_tiny_224",
+    "hrnet_w18_small",
+    "iformer_t",
+    "inception_next_atto",
+    "inception_v3",
+    "lcnet_035",
+    "lcnetv2_small",
+    "legacy_seresnet18",
+    "legacy_xception",
+    "levit_128s",
+    "lowformer_b0",
+    "mambaout_femto",
+    "maxvit_pico_rw_256",
+    "mobilenetv2_035",
+    "mobileone_s1",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "nest_tiny",
+    "nextvit_small",
+    "nf_regnet_b0",
+    "pit_ti_224",
+    "poolformerv2_s12",
+    "pvt_v2_b0",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m0_9",
+    "res2next50",
+    "resnest26d",
+    "resnet10t",
+    "resnetv2_18",
+    "rexnet_100",
+    "selecsls60",
+    "sequencer2d_s",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s050",
+    "swiftformer_s",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_224",
+    "swinv2_tiny_window8_256",
+    "tiny_vit_5m_224",
+    "tnt_s_legacy_patch16_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "visformer_tiny",
+    "vit_srelpos_small_patch16_224",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "vit_tiny_r_s16_p8_224",
+    "vitamin_small_224",
+    "volo_d1_224",
+    "xception41p",
+    "xcit_nano_12_p8_224",
+]
 """timm's smallest network of each family that has one of 30 million parameters at most."""
 
 
@@ -185,6 +261,8 @@ def _cut(net: nn.Module, images: Tensor) -> tuple[float, str]:
     try:
         graph = channel_graph(net, net, images, batch=len(images))
         free = [group for group in graph.groups if group.reason is None and len(group) > 2]
+        graph = graph.without(blocked_groups(net, net, graph, free, images))
+        free = [group for group in graph.groups if group.reason is None and len(group) > 2]
         if not free:
             return 0.0, next((str(group.reason) for group in graph.groups), "no layer whose units could be removed")
         choice = {group.name: torch.randperm(len(group))[: len(group) // 3].tolist() for group in free}
@@ -205,12 +283,10 @@ def in_time(name: str, limit: float) -> Row:
     process = multiprocessing.Process(target=_answer, args=(queue, look_at, name))
     process.start()
     until = time.monotonic() + limit
-    row = None
+    row: Row | None = None
     while row is None and time.monotonic() < until and (process.is_alive() or not queue.empty()):
-        try:
+        with suppress(Empty):
             row = queue.get(timeout=0.2)
-        except Empty:
-            continue
     over = process.is_alive()
     process.kill()
     process.join()
@@ -228,31 +304,28 @@ def _answer(queue: Any, function: Callable[[str], Row], name: str) -> None:
 
 def page(rows: list[Row]) -> str:
     """The page, in Markdown."""
-    versions = []
-    for package in ("torch", "torchvision", "timm", "transformers", "torch-pruning"):
-        try:
-            versions.append(f"{package} {version(package).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
+    packages = [name for name in ("torch", "torchvision", "timm", "transformers", "torch_pruning") if find_spec(name)]
+    versions = [f"{name.replace('_', '-')} {version(name.replace('_', '-')).partition('+')[0]}" for name in packages]
     unmade = ("could not be made", "left out")
     tried = [row for row in rows if not row.reason.startswith(unmade)]
     analysed = [row for row in tried if row.layers]
     exact, layers = sum(row.exact for row in rows), sum(row.tried for row in rows)
     cut = [row for row in tried if row.cut]
-    lines = [
-        "# Networks that are analysed and pruned",
-        "",
+    made = (
         f"Made by `python benchmarks/compatibility.py` with {', '.join(versions)}: random weights, images of {SIZE} "
-        "pixels or the least that a network takes.",
-        "",
+        "pixels or the least that a network takes."
+    )
+    summary = (
         f"Of {len(tried)} networks {len(analysed)} are analysed, and {exact} of the {layers} layers tried in them are "
         "replayed exactly; for the others the whole network runs, with the same result. "
-        f"{len(cut)} can be made smaller by `UnitPruning`; for the others there is `mode='mask'`.",
-        "",
-        '*Layers* can be named in `layers=`; *auto* are those that `layers="auto"` takes; *replayed* are of those tried; '
-        "*cut* is the share of the parameters that left with a third of each group of units that hang together, where the "
-        "smaller network computes what the masked one does.",
-    ]
+        f"{len(cut)} can be made smaller by `UnitPruning`; for the others there is `mode='mask'`."
+    )
+    legend = (
+        '*Layers* can be named in `layers=`; *auto* are those that `layers="auto"` takes; *replayed* are of those '
+        "tried; *cut* is the share of the parameters that left with a third of each group of units that hang together, "
+        "where the smaller network computes what the masked one does."
+    )
+    lines = ["# Networks that are analysed and pruned", "", made, "", summary, "", legend]
     for library in dict.fromkeys(row.name.partition("/")[0] for row in tried):
         lines += [
             "",

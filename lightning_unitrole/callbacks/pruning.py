@@ -84,7 +84,8 @@ class UnitPruning(Foresight):
             layer, the criterion whose ablation curve turns out best, and ``"roles"`` the monitor's.
         layers: convolutions to prune: ``"all"``, which takes hidden linear layers too where units are chosen by
             ``"group_taylor"`` or ``"group_norm"``, ``"auto"``, or names or glob patterns.
-        skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them.
+        skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them. Layers without
+            one of whose units the network does not work, as trying out shows when training starts, are left alone too.
         min_units: units that each layer keeps, at least.
         round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores.
         remove_at_end: with ``mode="mask"``, remove the masked units when training ends.
