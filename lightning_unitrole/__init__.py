@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_unitrole.analysis.functions import compare_criteria as compare_criteria
     from lightning_unitrole.callbacks.monitor import UnitRoleMonitor as UnitRoleMonitor
     from lightning_unitrole.callbacks.pruning import UnitPruning as UnitPruning
+    from lightning_unitrole.loggers.tensorboard import ReportLogger as ReportLogger
     from lightning_unitrole.pruning.history import load_pruned as load_pruned
     from lightning_unitrole.ranking.entropy import FeatureEntropy as FeatureEntropy
     from lightning_unitrole.ranking.entropy import feature_entropy as feature_entropy
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "AblationCurve": "lightning_unitrole.reports.curves",
     "FeatureEntropy": "lightning_unitrole.ranking.entropy",
+    "ReportLogger": "lightning_unitrole.loggers.tensorboard",
     "UnitPruning": "lightning_unitrole.callbacks.pruning",
     "UnitReport": "lightning_unitrole.reports.report",
     "UnitRole": "lightning_unitrole.reports.roles",

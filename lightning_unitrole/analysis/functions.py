@@ -30,6 +30,8 @@ def analyze(
     *,
     forward: Forward | None = None,
     progress: Progress = no_progress,
+    epoch: int = 0,
+    global_step: int = 0,
     **options: Any,
 ) -> UnitReport:
     """What each unit of a model is good for: the monitor's analysis, without a Trainer.
@@ -44,6 +46,8 @@ def analyze(
         val_data: the same.
         forward: called with the inputs instead of ``model``.
         progress: progress bar, see :class:`~lightning_unitrole.network.runner.Runner`.
+        epoch: where training stands, for the report and those who log it.
+        global_step: optimizer steps taken so far, likewise.
         **options: see :class:`~lightning_unitrole.analysis.options.AnalysisOptions`.
 
     Raises:
@@ -59,7 +63,7 @@ def analyze(
     _warn(
         shortage(train.available(), val.available(), wanted=session.images_per_class, class_names=session.class_names)
     )
-    report = session.report(samples)
+    report = session.report(samples, epoch=epoch, global_step=global_step)
     _warn(non_finite_maps(report))
     _warn(left_out_images(report))
     _warn(turning_gaps(report))

@@ -46,7 +46,9 @@ def raise_fault(what: str, error: Exception) -> None:
 
 
 class ReportLogger:
-    """Sends the reports of one run to Lightning loggers. Use it on rank zero.
+    """Sends the reports of one run to the loggers of Lightning or Fabric. Use it on rank zero.
+
+    For a training loop of your own; :class:`~lightning_unitrole.callbacks.monitor.UnitRoleMonitor` has its own.
 
     Every logger stands for itself: a fault in one is handed to ``on_fault``, and the others get their data. Data come
     first, figures last.
@@ -55,11 +57,17 @@ class ReportLogger:
         figures: draw figures for TensorBoard.
         name: tells the reports of one monitor from those of another: scalars have it in their keys, and the rest goes
             to a TensorBoard run of this name within the logger's. Empty for none.
+
+    Example:
+        >>> reports = ReportLogger()
+        >>> report = analyze(model, train_data, val_data, global_step=step)  # doctest: +SKIP
+        >>> reports.log(report, [TensorBoardLogger("logs")])  # doctest: +SKIP
     """
 
     def __init__(self, *, figures: bool = True, name: str = "") -> None:
         self.figures, self.name = figures, name
         self._writers: dict[str, Any] = {}
+        self._roles: Mapping[str, Tensor] = {}
         # What the tab has been told so far, by directory of the logs.
         self._tabs: dict[str, PluginState] = {}
 
@@ -78,14 +86,16 @@ class ReportLogger:
         Args:
             report: what to log.
             loggers: Lightning loggers.
-            before: roles of the report before it, by layer, to tell what changed.
+            before: roles of the report before it, by layer, to tell what changed; None for those that were logged last.
             kept: for each module that lost units, the indices that those left had in the beginning.
             original_units: for each of them, how many units it had in the beginning.
             on_fault: called with what could not be logged, and why.
         """
+        before = self._roles if before is None else before
+        self._roles = {name: layer.roles for name, layer in report.layers.items()}
         named = replace(report, layers=under_name(self.name, report.layers))
-        scalars = report_scalars(named, before=under_name(self.name, before or {}))
-        changes = role_changes(before or {}, report)
+        scalars = report_scalars(named, before=under_name(self.name, before))
+        changes = role_changes(before, report)
         for logger in loggers:
             name = type(logger).__name__
             attempt = _Attempts(name, on_fault)
