@@ -77,6 +77,7 @@ class AnalysisSession:
         class_names: a name for each.
         example_inputs: the inputs of ``batch``.
         task: what the network is taken to do, in one line; None for single-label classification.
+        score_name: what the score of an image is called, such as accuracy.
         observer: runs images through the model and gathers what is asked for.
 
     Raises:
@@ -99,7 +100,7 @@ class AnalysisSession:
         self.example_inputs, targets = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
             outputs = _outputs(runner, self.example_inputs)
-            options, self.task = with_rules(options, outputs, targets, more)
+            options, self.task, self.score_name = with_rules(options, outputs, targets, more)
             self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
             smallest = ENTROPY_MAP_SIZE if options.criterion == "feature_entropy" else MIN_MAP_SIZE

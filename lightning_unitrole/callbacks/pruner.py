@@ -63,7 +63,8 @@ class Pruner(Measuring):
         self._original = self._originals(network)
         if self.report is None:
             size = network.size(self._masked)
-            self.report = PruningReport(size, size, skipped=_reasons(network.graph.groups))
+            reasons = _reasons(network.graph.groups)
+            self.report = PruningReport(size, size, skipped=reasons, score=network.session.score_name)
             self._log(trainer)
 
     def _originals(self, network: NetworkState) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.pruning.network import NetworkState
 from lightning_unitrole.pruning.removal import Removal, plan_removal
-from lightning_unitrole.pruning.report import Prediction
+from lightning_unitrole.pruning.report import Prediction, shown
 from lightning_unitrole.pruning.selection import Candidate, Limits, choose
 from lightning_unitrole.reports.tables import text_table
 
@@ -44,46 +44,56 @@ class PruningPreview:
         rows: one for each amount that can be reached, the network as it is first.
         unreachable: for each other amount, why not.
         of: what the amounts count.
+        score: what the predicted accuracy is; another name where the task has another score.
     """
 
     rows: Sequence[PreviewRow]
     unreachable: Mapping[float, str] = field(default_factory=dict)
     of: str = "macs"
+    score: str = "accuracy"
 
     def table(self) -> str:
         """The rows as plain text."""
-        head = [f"amount of {self.of}", "MACs an image", "parameters", "units", "loss", "accuracy", "95 % interval"]
-        lines = [head]
-        for row in self.rows:
-            low, high = row.prediction.interval
-            lines.append(
-                [
-                    f"{row.amount:.2f}",
-                    f"{row.macs:,}",
-                    f"{row.parameters:,}",
-                    f"{sum(row.widths.values()):,}",
-                    f"{row.prediction.loss:.4f}",
-                    f"{100 * row.prediction.accuracy:.1f} %",
-                    f"{100 * low:.1f} to {100 * high:.1f} %",
-                ]
-            )
+        head = [f"amount of {self.of}", "MACs an image", "parameters", "units", "loss", self.score]
+        lines = [[*head, "95 % interval"] if self._counts else head, *map(self._line, self.rows)]
         notes = [f"{amount:.2f}: {reason}" for amount, reason in self.unreachable.items()]
         return "\n".join([text_table(lines), *notes])
+
+    def _line(self, row: PreviewRow) -> list[str]:
+        ends = [shown(end, self.score) for end in row.prediction.interval] if self._counts else []
+        return [
+            f"{row.amount:.2f}",
+            f"{row.macs:,}",
+            f"{row.parameters:,}",
+            f"{sum(row.widths.values()):,}",
+            f"{row.prediction.loss:.4f}",
+            shown(row.prediction.accuracy, self.score),
+            *([" to ".join(ends)] if ends else []),
+        ]
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the score is a share of the images, which has an interval."""
+        return self.score == "accuracy"
 
     def figure(self) -> Figure:
         """Accuracy against multiply-accumulate operations, with its intervals."""
         # A Figure made without pyplot needs no display and leaves the user's own backend and open figures alone.
         from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
 
         rows = sorted(self.rows, key=lambda row: row.macs)
         macs = [row.macs for row in rows]
         figure = Figure(figsize=(4.8, 3.4), dpi=110, layout="constrained")
         axis = figure.subplots()
-        low, high = ([100 * row.prediction.interval[end] for row in rows] for end in (0, 1))
-        axis.fill_between(macs, low, high, color="#0072B2", alpha=0.2, linewidth=0)
-        axis.plot(macs, [100 * row.prediction.accuracy for row in rows], "o-", color="#0072B2", markersize=4)
+        if self._counts:
+            low, high = ([row.prediction.interval[end] for row in rows] for end in (0, 1))
+            axis.fill_between(macs, low, high, color="#0072B2", alpha=0.2, linewidth=0)
+        if "accuracy" in self.score:
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.plot(macs, [row.prediction.accuracy for row in rows], "o-", color="#0072B2", markersize=4)
         axis.set_xlabel("multiply-accumulate operations of one image")
-        axis.set_ylabel("accuracy before fine-tuning, %")
+        axis.set_ylabel(f"{self.score} before fine-tuning")
         axis.set_xlim(left=0)
         return figure
 
@@ -125,4 +135,4 @@ def preview_amounts(
             continue
         rows.append(row(amount, plan_removal(network.graph, choice)))
     network.release()
-    return PruningPreview(rows, unreachable, of)
+    return PruningPreview(rows, unreachable, of, network.session.score_name)

@@ -13,6 +13,13 @@ from lightning_unitrole.reports.storage import BROKEN
 from lightning_unitrole.reports.tables import text_table
 
 
+def shown(value: float, score: str) -> str:
+    """A score as text: a percentage if it is an accuracy, whatever else it is called a number."""
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f} %" if "accuracy" in score else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class NetworkSize:
     """How large, fast and accurate a network is.
@@ -23,7 +30,7 @@ class NetworkSize:
         widths: output channels of each convolution and linear layer.
         latency: milliseconds of a forward pass of ``batch`` images in evaluation mode.
         batch: images in that forward pass.
-        accuracy: share of the monitor's validation images, 0 to 1.
+        accuracy: share of the monitor's validation images, 0 to 1; for other tasks the mean of their score.
         loss: mean over the same images; NaN where an older version measured the network.
     """
 
@@ -115,12 +122,14 @@ class PruningReport:
         after: the network now. Masked units do not count in it; its latency is that of the network as it runs.
         steps: each time that units were pruned.
         skipped: for each layer that could not be pruned, why.
+        score: what stands in all that is called accuracy here; another name where the task has another score.
     """
 
     before: NetworkSize
     after: NetworkSize
     steps: Sequence[PruningStep] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    score: str = "accuracy"
 
     @property
     def widths(self) -> dict[str, int]:
@@ -140,15 +149,11 @@ class PruningReport:
         speed = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
         latency = f"latency of {self.before.batch} images, ms"
         rows.append([latency, f"{self.before.latency:.2f}", f"{self.after.latency:.2f}", speed])
-        change = self.after.accuracy - self.before.accuracy
-        rows.append(
-            [
-                "validation accuracy",
-                f"{100 * self.before.accuracy:.1f} %",
-                f"{100 * self.after.accuracy:.1f} %",
-                "-" if math.isnan(change) else f"{100 * change:+.1f} points",
-            ]
-        )
+        scores = self.before.accuracy, self.after.accuracy
+        gain = scores[1] - scores[0]
+        change = f"{100 * gain:+.1f} points" if "accuracy" in self.score else f"{gain:+.4g}"
+        texts = [shown(score, self.score) for score in scores]
+        rows.append([f"validation {self.score}", *texts, "-" if math.isnan(gain) else change])
         return rows
 
     def layer_rows(self) -> list[list[str]]:
@@ -164,7 +169,8 @@ class PruningReport:
 
     def step_rows(self) -> list[list[str]]:
         """Each time that units were pruned, with what was predicted of the network and what came of it, head first."""
-        head = ["epoch", "units pruned", "accuracy before", "predicted", "right after", "predicted loss", "right after"]
+        head = ["epoch", "units pruned", f"{self.score} before", "predicted", "right after", "predicted loss"]
+        head.append("right after")
         return [
             head,
             *(
@@ -172,7 +178,7 @@ class PruningReport:
                     str(step.epoch),
                     str(step.num_units),
                     *(
-                        "-" if math.isnan(share) else f"{100 * share:.1f} %"
+                        shown(share, self.score)
                         for share in (step.accuracy_before, step.predicted_accuracy, step.accuracy_after)
                     ),
                     *("-" if math.isnan(loss) else f"{loss:.4f}" for loss in (step.predicted_loss, step.loss_after)),
@@ -192,6 +198,7 @@ class PruningReport:
             "after": asdict(self.after),
             "steps": [asdict(step) for step in self.steps],
             "skipped": dict(self.skipped),
+            "score": self.score,
         }
 
     @classmethod
@@ -207,6 +214,7 @@ class PruningReport:
                 after=NetworkSize(**state["after"]),
                 steps=tuple(PruningStep(**step) for step in state["steps"]),
                 skipped=dict(state["skipped"]),
+                score=str(state.get("score", "accuracy")),
             )
         except BROKEN as error:
             raise DataError(f"This is not the state of a pruning report: {type(error).__name__}: {error}.") from error

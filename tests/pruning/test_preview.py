@@ -74,6 +74,24 @@ def test_a_preview_shows_what_the_cut_brings_and_changes_nothing() -> None:
     assert found.figure().axes[0].lines[0].get_xdata().tolist() == sorted(macs)
 
 
+def test_a_score_of_ones_own_is_no_percentage() -> None:
+    def minus_loss(outputs: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = F.cross_entropy(outputs, targets, reduction="none")
+        return loss, -loss
+
+    watching = UnitRoleMonitor(images_per_class=13, backend="torch", every_n_epochs=99, score_fn=minus_loss)
+    found = UnitPruning(monitor=watching).preview(trained(), [0.3], data=DataLoader(digits(200, start=500), 50))
+    head, _, whole, _ = found.table().splitlines()
+    assert head.split()[-2:] == ["loss", "score"]
+    assert float(whole.split()[-1]) == pytest.approx(-float(whole.split()[-2]), rel=1e-3)
+    assert found.figure().axes[0].get_ylabel() == "score before fine-tuning"
+    pruning = UnitPruning(amount=0.3, start_epoch=0, monitor=watching)
+    make_trainer(pruning, max_epochs=1).fit(trained(), *loaders())
+    assert "validation score" in pruning.report.table()
+    assert "%" not in pruning.report.table().split("\n\n")[1]
+    assert PruningReport.from_state_dict(pruning.report.state_dict()) == pruning.report
+
+
 def test_a_trainer_is_previewed_after_fit_as_its_cut_would_go() -> None:
     model, pruning = trained(), UnitPruning(amount=0.4, start_epoch=5, monitor=monitor())
     trainer = make_trainer(pruning, max_epochs=1)
