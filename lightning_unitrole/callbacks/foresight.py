@@ -18,6 +18,7 @@ from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.pruning.network import NetworkState
 from lightning_unitrole.pruning.preview import PruningPreview, preview_amounts
+from lightning_unitrole.pruning.selection import LATENCY
 from lightning_unitrole.pruning.suggestion import WidthSuggestion
 from lightning_unitrole.reports.report import UnitReport
 
@@ -56,6 +57,8 @@ class Foresight(Pruner):
         for amount in amounts:
             if not 0 < amount < 1:
                 raise SettingError(f"amounts holds {amount!r}; expected numbers between 0 and 1, both excluded.")
+        if self.of == LATENCY:
+            raise SettingError("A preview counts in of='macs', 'parameters' or 'units'; each row has its operations.")
         with self._looking():
             network = self._trained(subject, data) if isinstance(subject, pl.Trainer) else self._plain(subject, data)
             if self._changes_shapes and self._mask is None:

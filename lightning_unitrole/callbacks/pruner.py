@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.pruning.equivalence import remove_checked
 from lightning_unitrole.pruning.groups import ChannelGroup
 from lightning_unitrole.pruning.history import original_amounts, record_removals, removals_of
+from lightning_unitrole.pruning.latency import LatencySearch
 from lightning_unitrole.pruning.logs import log_pruning, pruning_scalars
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.network import NetworkState, units_left
@@ -28,7 +30,7 @@ from lightning_unitrole.pruning.rehearsal import rehearse_amount, rehearse_optim
 from lightning_unitrole.pruning.removal import Change, Removal, plan_removal
 from lightning_unitrole.pruning.report import NetworkSize, Prediction, PruningReport, PruningStep
 from lightning_unitrole.pruning.schedules import Schedule
-from lightning_unitrole.pruning.selection import choose
+from lightning_unitrole.pruning.selection import LATENCY, Candidate, choose
 from lightning_unitrole.pruning.suggestion import layer_calls
 
 _log = logging.getLogger(__name__)
@@ -86,11 +88,16 @@ class Pruner(Measuring):
             finally:
                 if self._masked is not None:
                     self._mask = UnitMask(pl_module, self._masked)
+        groups, timed = self._groups(network), self.of == LATENCY
+        if timed and self.amount is not None:
+            unmeasured = [Candidate(group, torch.zeros(len(group))) for group in groups]
+            with torch.inference_mode(False):
+                self._latency_search(network, self.amount).check(unmeasured)
         rehearse_amount(
-            self._groups(network),
+            groups,
             network.graph,
-            amount=self.amount,
-            of=self.of,
+            amount=None if timed else self.amount,
+            of="macs" if timed else self.of,
             limits=self.limits,
             original=self._originals(network),
             now=network.amounts,
@@ -144,18 +151,35 @@ class Pruner(Measuring):
                     stacklevel=2,
                 )
             return None
-        choice = choose(
-            self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module)),
-            network.graph,
-            amount=None if self.amount is None else self.amount * self.schedule.share(epoch),
-            of=self.of,
-            limits=self.limits,
-            original=self._original,
-            now=network.amounts,
-        )
+        candidates = self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module))
+        amount = None if self.amount is None else self.amount * self.schedule.share(epoch)
+        choice = self._choose(network, candidates, amount)
         predicted = network.predict(plan_removal(network.graph, choice))
         network.release()
         return _Plan(choice, accuracy, predicted)
+
+    def _choose(
+        self, network: NetworkState, candidates: Sequence[Candidate], amount: float | None
+    ) -> dict[str, list[int]]:
+        if self.of == LATENCY and amount is not None:
+            with torch.inference_mode(False):
+                return self._latency_search(network, amount).choose(candidates)
+        return choose(
+            candidates,
+            network.graph,
+            amount=amount,
+            of=self.of,
+            limits=self.limits,
+            original=self._originals(network),
+            now=network.amounts,
+        )
+
+    def _latency_search(self, network: NetworkState, amount: float) -> LatencySearch:
+        before = None if self.report is None else self.report.before
+        batch = None if before is None else before.batch
+        latency = network.latency() if before is None else before.latency
+        measure = partial(network.latency, batch)
+        return LatencySearch(network, (1 - amount) * latency, self.limits, self._originals(network), measure)
 
     def _size(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, counted: tuple[int, int, dict[str, int]]

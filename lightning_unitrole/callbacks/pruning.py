@@ -21,7 +21,7 @@ from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Removal
 from lightning_unitrole.pruning.report import PruningReport
 from lightning_unitrole.pruning.schedules import Schedule
-from lightning_unitrole.pruning.selection import AMOUNTS, EVIDENCE, ROLES, Limits
+from lightning_unitrole.pruning.selection import AMOUNTS, EVIDENCE, LATENCY, ROLES, Limits
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.storage import BROKEN
 
@@ -70,7 +70,8 @@ class UnitPruning(Foresight):
         amount: share to remove of what the network had in the beginning, in (0, 1), by the end of the schedule. The
             beginning is before anything was removed, in whatever run: a pruned network remembers it.
         of: what ``amount`` counts: ``"macs"``, ``"parameters"`` or ``"units"`` of the whole network, with units ranked
-            across layers, or ``"layer"``, the units of each layer.
+            across layers; ``"layer"``, the units of each layer; or ``"latency"``, the time of a forward pass on the
+            device at hand, measured on networks without the units that would go.
         max_accuracy_drop: prune only units at whose turn the layer's ablation curve has lost no more accuracy than
             this, 0 to 1. Each layer is ablated on its own, so the drops of several layers add up until the network has
             been fine-tuned. Without an amount, all such units are pruned; 0.01 if neither is given.
@@ -137,6 +138,8 @@ class UnitPruning(Foresight):
             raise SettingError(f"amount={amount!r}; expected a number between 0 and 1, both excluded.")
         if of not in AMOUNTS:
             raise SettingError(f"of={of!r}; expected one of {', '.join(AMOUNTS)}.")
+        if of == LATENCY and (amount is None or mode != "remove"):
+            raise SettingError("of='latency' needs an amount, and mode='remove': units at zero take as long as before.")
         if max_accuracy_drop is not None and not (_is_number(max_accuracy_drop) and 0 <= max_accuracy_drop < 1):
             raise SettingError(f"max_accuracy_drop={max_accuracy_drop!r}; expected a number of at least 0 and below 1.")
         if mode not in _MODES:

@@ -93,26 +93,28 @@ class NetworkState:
             masked: what is held at zero.
             images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
         """
-        runner = self.session.runner
-        if images is None:
-            images = max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
+        images = self._timed_images if images is None else images
         parameters, macs, widths = self.counts(masked)
-        rows = torch.arange(images) % self.batch
         now = self.predict(None)
         return NetworkSize(
             parameters=parameters,
             macs=macs,
             widths=widths,
-            latency=measure_latency(
-                runner.forward,
-                runner.model,
-                take_rows(self.session.example_inputs, rows, self.batch),
-                device=runner.device,
-            ),
+            latency=self.latency(images),
             batch=images,
             accuracy=now.accuracy,
             loss=now.loss,
         )
+
+    def latency(self, images: int | None = None) -> float:
+        """Milliseconds of a forward pass of so many images, as the network is; see :meth:`size`."""
+        runner, images = self.session.runner, self._timed_images if images is None else images
+        inputs = take_rows(self.session.example_inputs, torch.arange(images) % self.batch, self.batch)
+        return measure_latency(runner.forward, runner.model, inputs, device=runner.device)
+
+    @property
+    def _timed_images(self) -> int:
+        return max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
 
     def accuracy(self) -> float:
         """Share of the validation images that the network gets right, 0 to 1."""

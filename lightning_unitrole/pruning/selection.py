@@ -17,7 +17,8 @@ from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.reports.roles import UnitRole
 
 EVIDENCE, ROLES = "evidence", "roles"
-AMOUNTS = ("macs", "parameters", "units", "layer")
+LATENCY = "latency"
+AMOUNTS = ("macs", "parameters", "units", "layer", LATENCY)
 _TIE = 1e-6
 
 
