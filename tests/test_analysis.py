@@ -88,6 +88,7 @@ class CountedRows(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "settings",
     [{}, {"effects": "removal"}, {"class_curves": True}, {"roles": "turning_point"}, {"ablation_points": 0}],

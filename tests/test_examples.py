@@ -143,6 +143,7 @@ def test_room_is_bounded() -> None:
         assert units * 4 * room.images * (12 + room.map_side**2) <= 1 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_monitor_keeps_images_where_it_may(tmp_path: Path, wanted: bool) -> None:
     monitor = UnitRoleMonitor(

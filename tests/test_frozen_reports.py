@@ -15,6 +15,7 @@ from lightning_unitrole import UnitReport, analyze
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg": exact_vgg, "resnet": exact_resnet}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("criterion", ["feature_entropy", "taylor"])
 @pytest.mark.parametrize("network", ["vgg", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_report_is_that_of_before(network: str, criterion: str) -> None:

@@ -59,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(RESULTS, quick=["f4_separation"]))
 def test_a_script_writes_its_table_and_its_plots(name, script, folder, tmp_path, capsys, monkeypatch) -> None:
     module = script(name)

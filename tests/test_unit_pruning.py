@@ -92,6 +92,7 @@ class Crash(pl.Callback):
             raise RuntimeError("power cut")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("choose_by", "mode"),
     [
@@ -169,6 +170,7 @@ def test_masked_units_stay_at_zero_and_can_be_removed_at_the_end() -> None:
     assert int((masked.net[3].weight.flatten(1).abs().sum(1) == 0).sum()) > 0
 
 
+@pytest.mark.slow
 def test_masked_and_removed_training_go_the_same_way() -> None:
     """Dropout draws a number for each channel, so it is switched off here; Adam would blow rounding up."""
 

@@ -36,6 +36,7 @@ def test_reads_the_first_of_every_class(source: Callable[[], Any]) -> None:
     assert read(source()) == FIRST_3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_shards_together_read_what_one_does(source: Callable[[], Any]) -> None:
     quota = torch.tensor([3, 1, 2])

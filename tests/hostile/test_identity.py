@@ -740,7 +740,7 @@ def _() -> Run:
     return Run(Writes())
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("title", SCENARIOS)
 def test_a_run_ends_alike_with_and_without_the_monitor(title: str) -> None:
     outcome, make, said = SCENARIOS[title]

@@ -24,6 +24,7 @@ def slim(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return net, inputs, outputs(net, inputs)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(["resnet18", "vgg11_bn", "mobilenet_v3_small"], quick=["resnet18"]))
 def test_torch_export(name: str, tmp_path: Path) -> None:
     net, inputs, expected = slim(name)

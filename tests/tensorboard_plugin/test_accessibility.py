@@ -22,6 +22,7 @@ def problems(page: Page) -> list[str]:
     return list(page.driver.execute_async_script(RUN))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe-core: npm ci")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing_serious_in_any_view(driver: Any, fast: str, dark: bool) -> None:
@@ -43,6 +44,7 @@ def test_axe_finds_nothing_serious_in_any_view(driver: Any, fast: str, dark: boo
     assert any("button-name" in each for each in problems(page)), "the check can fail"
 
 
+@pytest.mark.slow
 def test_arrow_keys_walk_through_the_tabs(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="baseline")
     step = page.text(".readout")
@@ -56,6 +58,7 @@ def test_arrow_keys_walk_through_the_tabs(driver: Any, fast: str) -> None:
     assert page.js("return document.querySelectorAll('[role=tab][tabindex=\"0\"]').length") == 1
 
 
+@pytest.mark.slow
 def test_language_headings_and_text_alternatives(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution")
     assert page.js("return document.documentElement.lang") == "en"

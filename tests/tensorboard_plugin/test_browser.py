@@ -21,6 +21,7 @@ LIGHT = {role.name.lower(): role.light for role in ROLES}
 DARK = {role.name.lower(): role.dark for role in ROLES}
 
 
+@pytest.mark.sampled(1)
 def test_the_tab_appears_by_itself(driver: Any, server: str) -> None:
     driver.switch_to.default_content()
     driver.get("about:blank")
@@ -29,6 +30,7 @@ def test_the_tab_appears_by_itself(driver: Any, server: str) -> None:
     assert any("unit roles" in tab.text.lower() for tab in names)
 
 
+@pytest.mark.sampled(1)
 def test_every_view_draws(driver: Any, server: str) -> None:
     page = Page(driver, server, run="baseline")
     for view in VIEWS:
@@ -40,6 +42,7 @@ def test_every_view_draws(driver: Any, server: str) -> None:
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_both_themes_colour_the_raster(driver: Any, fast: str) -> None:
     for dark, colours in ((False, LIGHT), (True, DARK)):
         seen = Page(driver, fast, dark=dark, run="baseline", view="units").raster()
@@ -56,6 +59,7 @@ def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, fast:
     )
 
 
+@pytest.mark.slow
 def test_the_cursor_moves_by_keyboard_and_stays_in_the_address(driver: Any, fast: str) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -78,6 +82,7 @@ def test_the_cursor_moves_by_keyboard_and_stays_in_the_address(driver: Any, fast
     assert "epoch 0" in page.text(".readout")
 
 
+@pytest.mark.slow
 def test_a_redraw_leaves_the_focus_where_it_is(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="baseline", view="entropy")
     page.js("document.querySelector('.view-entropy input[value=selective]').focus()")
@@ -89,6 +94,7 @@ def test_a_redraw_leaves_the_focus_where_it_is(driver: Any, fast: str) -> None:
     assert page.js("return [window.unitRoles.layer.name, document.activeElement.ariaLabel]") == ["features.0", "Layer"]
 
 
+@pytest.mark.slow
 def test_the_address_survives_a_visit_to_another_tab(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="pruned", view="entropy")
     page.show(view="unit", unit="3")
@@ -97,6 +103,7 @@ def test_the_address_survives_a_visit_to_another_tab(driver: Any, fast: str) -> 
     assert "p.unit_roles.unit=3" in page.address()
 
 
+@pytest.mark.slow
 def test_a_click_on_a_cell_of_the_matrix_filters_the_raster(driver: Any, server: str) -> None:
     page = Page(driver, server, run="baseline", layer="features.3", view="transitions")
     cell = next(cell for cell in page.find("[data-cell='0-3']") if cell.is_displayed())
@@ -113,6 +120,7 @@ def test_a_click_on_a_cell_of_the_matrix_filters_the_raster(driver: Any, server:
     assert "of 48 units" not in page.text(".view-units .caption")
 
 
+@pytest.mark.slow
 def test_a_click_on_the_raster_chooses_a_unit_and_enter_inspects_it(driver: Any, fast: str) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
@@ -129,6 +137,7 @@ def test_a_click_on_the_raster_chooses_a_unit_and_enter_inspects_it(driver: Any,
     assert page.js("return document.querySelector('.unit-picker input').value") == str(unit + 1)
 
 
+@pytest.mark.slow
 def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="pruned", layer="features.3", view="transitions")
     assert "Removed" in page.text(".view-transitions thead")
@@ -136,6 +145,7 @@ def test_removed_units_are_shown_as_removed(driver: Any, fast: str) -> None:
     assert "36 of 48" in Page(driver, fast, run="pruned", form="charts").text(".view-overview")
 
 
+@pytest.mark.slow
 def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
     known = None
     with SummaryWriter(tmp_path / "run") as writer:
@@ -158,6 +168,7 @@ def test_undecided_units_are_hatched(driver: Any, tmp_path: Path) -> None:
         assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_without_ablation_there_is_still_entropy(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="without_ablation", form="charts")
     assert "median and quartiles of the feature entropy" in page.text(".view-overview .layers") or page.js(
@@ -182,6 +193,7 @@ def test_markup_in_names_stays_text(driver: Any, fast: str) -> None:
     assert page.js("return window.harmed === undefined && parent.harmed === undefined")
 
 
+@pytest.mark.slow
 def test_an_odd_address_does_no_harm(driver: Any, fast: str) -> None:
     page = Page(driver, fast, view="nowhere", run="none", layer="none", klass="99", step="x", unit="-4", rows="many")
     for view in VIEWS:
@@ -196,6 +208,7 @@ def shown() -> dict[str, str]:
     return {}
 
 
+@pytest.mark.slow
 def test_both_loaders_show_the_same(driver: Any, server: str, shown: dict[str, str]) -> None:
     page = Page(driver, server, run="pruned", layer="features.3")
     for view in VIEWS:
@@ -208,6 +221,7 @@ def test_both_loaders_show_the_same(driver: Any, server: str, shown: dict[str, s
         assert shown.setdefault(view, page.text() + picture) == page.text() + picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_fast", ["true", "false"])
 def test_a_reload_shows_what_a_live_run_has_logged_since(driver: Any, tmp_path: Path, load_fast: str) -> None:
     epochs = log_epochs(tmp_path / "live", Training(LAYERS[:1]), 6)
@@ -230,6 +244,7 @@ def test_a_reload_shows_what_a_live_run_has_logged_since(driver: Any, tmp_path: 
     epochs.close()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shown_is_told_in_words(driver: Any, tmp_path: Path) -> None:
     log_run(tmp_path / "good", Training(LAYERS[:1]), 3)
     with SummaryWriter(tmp_path / "newer") as writer:
@@ -251,6 +266,7 @@ def test_what_cannot_be_shown_is_told_in_words(driver: Any, tmp_path: Path) -> N
         assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_where_no_run_can_be_shown_the_reasons_are(driver: Any, tmp_path: Path) -> None:
     with SummaryWriter(tmp_path / "newer") as writer:
         write_contents(writer, {OVERVIEW_TAG: b"whatever it may be"}, b'{"format": 99}', 1)
@@ -262,6 +278,7 @@ def test_where_no_run_can_be_shown_the_reasons_are(driver: Any, tmp_path: Path) 
         assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_an_empty_log_says_what_to_do(driver: Any, tmp_path: Path) -> None:
     with tensorboard(tmp_path, runs=0) as address:
         page = Page(driver, address)

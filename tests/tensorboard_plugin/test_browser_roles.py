@@ -55,6 +55,7 @@ def test_a_line_on_top_says_what_stands_out(driver: Any, fast: str) -> None:
     assert Page(driver, fast, run="baseline").text(".findings") == ""
 
 
+@pytest.mark.slow
 def test_a_table_of_the_published_roles_counts_them(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="baseline")
     info, arrays = unpack(get(f"{fast}/data/plugin/unit_roles/overview?run=baseline"))
@@ -63,6 +64,7 @@ def test_a_table_of_the_published_roles_counts_them(driver: Any, fast: str) -> N
     assert "differing" not in page.text(".layers-table thead")
 
 
+@pytest.mark.slow
 def test_the_table_can_be_sorted_and_searched(driver: Any, fast: str, overview: dict[str, dict[str, float]]) -> None:
     page = Page(driver, fast, run="contribution")
     page.find("[data-sort=differing_share]")[0].click()
@@ -78,6 +80,7 @@ def test_the_table_can_be_sorted_and_searched(driver: Any, fast: str, overview: 
     assert page.js("return document.activeElement.type") == "search"
 
 
+@pytest.mark.slow
 def test_the_charts_are_behind_the_table(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution")
     page.js("document.querySelector('input[value=charts]').click()")
@@ -107,6 +110,7 @@ def test_roles_that_cannot_be_relied_on_say_so_in_place(
         assert page.js(faded, f".view-{view} {mark}") == "1"
 
 
+@pytest.mark.slow
 def test_an_order_without_information_is_not_sorted_by(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer=TIED, view="units", sort="entropy")
     assert NO_ORDER in page.text(".doubts")
@@ -121,6 +125,7 @@ def test_an_order_without_information_is_not_sorted_by(driver: Any, fast: str) -
     assert "entropy" in page.js(sorts)
 
 
+@pytest.mark.slow
 def test_units_are_sorted_by_role_and_then_by_contribution(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer=SOUND, view="units")
     page.js("document.querySelector('.view-units .raster').focus()")
@@ -135,6 +140,7 @@ def test_units_are_sorted_by_role_and_then_by_contribution(driver: Any, fast: st
     assert seen == sorted(range(16), key=lambda unit: (place.index(roles[unit]), -contribution[unit]))
 
 
+@pytest.mark.slow
 def test_a_unit_shows_its_contribution_to_each_class(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer=SOUND, view="unit", unit="3")
     query = "run=contribution&layer=0&unit=3&step=299"
@@ -156,6 +162,7 @@ def test_a_unit_shows_its_contribution_to_each_class(driver: Any, fast: str) -> 
     assert "rank\n" in page.text(".unit-head")
 
 
+@pytest.mark.slow
 def test_curves_of_contributions_and_random_orders(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer=SOUND, view="ablation")
     text = page.text(".view-ablation")
@@ -171,6 +178,7 @@ def test_curves_of_contributions_and_random_orders(driver: Any, fast: str) -> No
     assert page.find(".turning")
 
 
+@pytest.mark.slow
 def test_the_question_mark_explains_the_words(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution")
     page.find(".help")[0].click()
@@ -180,6 +188,7 @@ def test_the_question_mark_explains_the_words(driver: Any, fast: str) -> None:
         assert term.meaning in shown
 
 
+@pytest.mark.slow
 def test_a_legend_says_what_the_roles_mean(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", view="units")
     assert ROLE_OF[3].meaning not in page.text(".view-units .legend")
@@ -217,6 +226,7 @@ def test_a_unit_shows_the_images_it_looks_at(driver: Any, fast: str) -> None:
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_a_run_without_images_says_nothing_of_them(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="baseline", layer="features.3", view="unit")
     assert page.find(".looks-at") == []

@@ -81,6 +81,7 @@ def test_a_server_that_is_gone_is_told_in_words(driver: Any, tmp_path: Path) -> 
     page.driver.get_log("browser")
 
 
+@pytest.mark.slow
 def test_without_roles_there_is_no_legend_of_them(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="without_ablation", layer="features.3")
     for view, form in (("overview", "table"), ("overview", "charts"), ("units", ""), ("entropy", "")):
@@ -88,6 +89,7 @@ def test_without_roles_there_is_no_legend_of_them(driver: Any, fast: str) -> Non
         assert "Training only" not in page.text(f".view-{view} .legend")
 
 
+@pytest.mark.slow
 def test_changes_are_those_beyond_the_error_bars(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer="features.0", view="units")
     counted = page.js(

@@ -34,6 +34,7 @@ def test_the_plugin_needs_no_torch() -> None:
     assert "torch" not in loaded_by("import lightning_unitrole.tensorboard_plugin.plugin")
 
 
+@pytest.mark.slow
 def test_this_check_can_fail() -> None:
     assert "torch" in loaded_by("import lightning_unitrole.reports.report")
 

@@ -76,7 +76,7 @@ def test_every_size(subject: Subject) -> None:
         subject.must_equal_ripser(gaussian(count, n, n, seed=n), f"{n}x{n}")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
 def test_ties(relu: bool, subject: Subject) -> None:
     interpreted = subject.backend == "triton" and subject.device.type == "cpu"
@@ -89,6 +89,7 @@ def test_ties(relu: bool, subject: Subject) -> None:
             subject.must_equal_ripser(maps, f"{levels} levels, {n}x{n}")
 
 
+@pytest.mark.sampled(2)
 def test_not_square(subject: Subject) -> None:
     shapes = [(4, 5), (5, 4), (2, 9), (9, 1), (1, 1), (7, 12), (12, 7), (3, 3), (14, 20)]
     for height, width in subject.of(shapes, (4, 5), (12, 7)):
@@ -100,6 +101,7 @@ def test_not_square(subject: Subject) -> None:
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
 
+@pytest.mark.sampled(2)
 def test_dtypes(subject: Subject) -> None:
     here = [getattr(torch, name) for name in FLOAT8 if hasattr(torch, name)]
     dtypes = [torch.bfloat16, torch.float16, torch.float64, *here]
@@ -117,6 +119,7 @@ def test_float64_values_that_float32_cannot_tell_apart(subject: Subject) -> None
     subject.must_find(torch.tensor(3), maps, "square")
 
 
+@pytest.mark.sampled(2)
 def test_float32_values_that_differ_in_the_last_bits(subject: Subject) -> None:
     count = (1 if subject.few else 6) if subject.backend == "triton" else 40
     maps = 1.0 + quantised(40, count, 14, 14) * 2.0**-23
@@ -125,6 +128,7 @@ def test_float32_values_that_differ_in_the_last_bits(subject: Subject) -> None:
     subject.must_equal_ripser(quantised(300, count, 14, 14) * 2.0**-149, "subnormal")
 
 
+@pytest.mark.sampled(2)
 def test_minus_zero_is_zero(subject: Subject) -> None:
     count = 3 if subject.few else 30
     maps = quantised(4, count, 8, 8, relu=True)
