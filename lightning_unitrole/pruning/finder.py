@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,6 +42,40 @@ class _Item:
         self.reasons |= other.reasons
 
 
+class _LostError(Exception):
+    """The library takes something else for channels: no tensor of the network has so many."""
+
+
+class _Index(NamedTuple):
+    """A channel somewhere, and the channel of the layer at which the walk began that it belongs to."""
+
+    idx: int
+    root_idx: int
+
+
+class _Start(NamedTuple):
+    """Stands for the library's record of a dependency where a walk begins."""
+
+    handler: Any
+    target: Any
+
+
+@dataclass
+class _Entry:
+    """A place that a walk reached: the library's record of how, and for each channel there the one at the start."""
+
+    dep: Any
+    roots: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def idxs(self) -> list[int]:
+        return list(self.roots)
+
+    @property
+    def root_idxs(self) -> list[int]:
+        return list(self.roots.values())
+
+
 class Finder:
     """Turns the library's groups into items, and items into channel groups."""
 
@@ -59,6 +93,8 @@ class Finder:
         self.shared = shared_tensors(model)
         self.tensors = dict(named_tensors(model))
         self.item_of: dict[tuple[str, int], _Item] = {}
+        self._mapped = False
+        self._widest = max((size for tensor in self.tensors.values() for size in tensor.shape), default=0)
 
     def groups(self) -> list[ChannelGroup]:
         """The groups, in the order in which the model holds their first layers."""
@@ -105,8 +141,12 @@ class Finder:
         fresh = [_Item() for _ in range(width)]
         for channel, item in enumerate(fresh):
             item.channels[name].add(channel)
-        group = self.graph.get_pruning_group(module, pruner.prune_out_channels, list(range(width)))
-        for entry in group:
+        try:
+            entries = self._reached(module, pruner.prune_out_channels, width)
+        except _LostError:
+            entries = []
+            self._refuse(fresh, "its channels cannot be followed")
+        for entry in entries:
             for place, divisor in self._places(entry.dep, fresh):
                 indices = [index % divisor if divisor else index for index in entry.idxs]
                 if max(indices) >= self.tensors[place[0]].shape[place[1]]:
@@ -122,7 +162,40 @@ class Finder:
         for item in fresh:
             self._merge(item)
 
-    def _tie_groups(self, entry: Any, fresh: list[_Item]) -> None:
+    def _reached(self, module: nn.Module, function: Any, width: int) -> list[_Entry]:
+        """Where the output channels of a layer lead, by the library's own rules.
+
+        Its walk compares the channels of each step with those of all steps before, and walks again from a place that
+        only some of them had reached. Here each channel is followed once from each place.
+
+        Raises:
+            _LostError: if it leads to more channels than there are.
+        """
+        if not self._mapped:
+            self.graph.get_pruning_group(module, function, [0])  # works out how indices map from layer to layer
+            self._mapped = True
+        start = _Start(function, self.graph.module2node[module])
+        reached: dict[tuple[int, Any], _Entry] = {}
+        waiting: list[tuple[Any, Iterable[Any]]] = [(start, [_Index(channel, channel) for channel in range(width)])]
+        while waiting:
+            dep, indices = waiting.pop()
+            entry = reached.setdefault((id(dep.target), dep.handler), _Entry(dep))
+            new = {pair.idx: pair.root_idx for pair in indices if pair.idx not in entry.roots}
+            if not new:
+                continue
+            entry.roots.update(new)
+            if max(new) >= self._widest:
+                raise _LostError
+            for following in dep.target.dependencies:
+                if following.is_triggered_by(dep.handler):
+                    mapped: Any = [_Index(*pair) for pair in new.items()]
+                    for mapping in following.index_mapping:
+                        mapped = mapped if mapping is None else mapping(mapped)
+                    if mapped:
+                        waiting.append((following, mapped))
+        return list(reached.values())
+
+    def _tie_groups(self, entry: _Entry, fresh: list[_Item]) -> None:
         """What can only leave together inside of a layer.
 
         Every group of a grouped convolution loses a channel at the same place, so that all stay equally wide. Of a
