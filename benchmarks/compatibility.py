@@ -192,9 +192,8 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
     if library == "timm":
         import timm
 
-        net = timm.create_model(model, num_classes=CLASSES)
-        if getattr(net, "pretrained_cfg", {}).get("fixed_input_size"):
-            size = net.pretrained_cfg["input_size"][-1]
+        net = timm.create_model(model, num_classes=CLASSES).eval()
+        size = next(side for side in (SIZE, net.pretrained_cfg["input_size"][-1]) if _takes(net, side))
     elif library == "transformers":
         settings, kind = _transformers()[model]
         net = kind(settings(num_labels=CLASSES))
@@ -207,6 +206,16 @@ def make(name: str) -> tuple[nn.Module, Tensor]:
             options["image_size"] = size
         net = torchvision.models.get_model(model, weights=None, num_classes=CLASSES, **options)
     return net.eval(), torch.rand(IMAGES, 3, size, size)
+
+
+def _takes(net: nn.Module, size: int) -> bool:
+    """Whether a network works with images of this size, which it says by failing."""
+    try:
+        with torch.no_grad():
+            net(torch.rand(1, 3, size, size))
+    except Exception:  # whatever it raises, such as a division by the zero rows that are left
+        return False
+    return True
 
 
 def look_at(name: str) -> Row:
