@@ -40,7 +40,7 @@ def monitor(**settings: Any) -> UnitRoleMonitor:
 
 
 def fit(*callbacks: Any, seed: int = 3, model: pl.LightningModule | None = None, **settings: Any) -> pl.LightningModule:
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(seed)
     model = model or Digits()
     make_trainer(*callbacks, **settings).fit(model, *loaders())
     return model
@@ -93,7 +93,7 @@ def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() ->
             return image + 0.05 * torch.randn_like(image), label
 
     def train(*callbacks: Any) -> dict[str, Tensor]:
-        pl.seed_everything(5, workers=True, verbose=False)
+        pl.seed_everything(5, workers=True)
         model = Digits()
         train_set = Jittered(*digits(200).tensors)
         workers = {"num_workers": 1, "persistent_workers": True}
@@ -112,7 +112,7 @@ def test_weights_are_bit_identical_with_persistent_workers_and_augmentation() ->
 def test_a_resumed_run_reports_what_the_uninterrupted_run_reports(tmp_path: Path) -> None:
     def train(watched: UnitRoleMonitor, epochs: int, *callbacks: Any, **settings: Any) -> dict[str, Tensor]:
         """Without dropout and shuffling, whose random state Lightning does not restore."""
-        pl.seed_everything(3, verbose=False)
+        pl.seed_everything(3)
         model = Digits()
         model.net[9].p = 0.0
         train, val = loaders()
@@ -152,7 +152,7 @@ def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> No
             warnings.filterwarnings("ignore", "Your `val_dataloader`'s sampler has shuffling enabled")
             watched.train_data = train
             watched.history, watched.report = [], None
-            make_trainer(watched).validate(model, loader, verbose=False)
+            make_trainer(watched).validate(model, loader)
     assert tapped.report is not None
     assert probed.report is not None
     assert_same_report(tapped.report, probed.report)
@@ -160,17 +160,18 @@ def test_live_recording_equals_a_pass_over_the_same_images(tmp_path: Path) -> No
 
 def test_validate_works_without_fit() -> None:
     watched = monitor(train_data=digits(300))
-    make_trainer(watched).validate(Digits(), loaders()[1], verbose=False)
+    make_trainer(watched).validate(Digits(), loaders()[1])
     assert watched.report is not None
     assert watched.report.layers["net.7"].roles.shape == (10, 9)
 
 
 def test_validate_without_training_data_says_what_to_pass() -> None:
     with pytest.raises(SettingError, match=r"needs training images.*are none\. Pass train_data="):
-        make_trainer(monitor()).validate(Digits(), loaders()[1], verbose=False)
+        make_trainer(monitor()).validate(Digits(), loaders()[1])
 
 
 def test_works_in_the_other_lightning() -> None:
+    pytest.importorskip("lightning.pytorch", minversion="2.6", reason="takes callbacks of the other package since 2.6")
     watched = monitor()
     fit_in_the_other_lightning(watched, max_epochs=1)
     assert watched.report is not None
@@ -261,7 +262,7 @@ def test_batches_may_be_dicts_or_lists(collate: Callable[[Any], Any]) -> None:
             super().validation_step(tuple(batch.values()) if isinstance(batch, dict) else batch, batch_idx)
 
     watched, plain = monitor(), monitor()
-    pl.seed_everything(3, verbose=False)
+    pl.seed_everything(3)
     make_trainer(watched, max_epochs=1).fit(Unpacking(), *loaders(collate_fn=collate))
     fit(plain, max_epochs=1)
     assert watched.report is not None
@@ -319,7 +320,7 @@ def test_a_class_without_images_gets_no_role_and_is_named() -> None:
         return TensorDataset(*(tensor[keep] for tensor in dataset.tensors))
 
     watched = monitor()
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
     train, val = loaders()
     with pytest.warns(UserWarning, match="No roles for '4': one side has no image of it"):
         make_trainer(watched, max_epochs=1).fit(Digits(), train, DataLoader(without(val.dataset, 4), 32))  # type: ignore[arg-type]
@@ -366,7 +367,7 @@ def test_settings_out_of_range_fail_at_once(settings: dict[str, Any], message: s
 @pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
 def test_an_empty_validation_set_is_said() -> None:
     watched = monitor()
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
     empty = DataLoader(TensorDataset(*digits(0).tensors), batch_size=32)
     with pytest.warns(UserWarning, match=r"There is no validation batch, so UnitRoleMonitor has nothing to analyse"):
         make_trainer(watched, max_epochs=1).fit(Digits(), loaders()[0], empty)
@@ -401,7 +402,7 @@ def test_iterable_data_are_read_as_a_stream() -> None:
     for watched, pair in ((streamed, [Stream(loader.dataset) for loader in (train, val)]), (indexed, [train, val])):  # type: ignore[arg-type]
         watched.train_data = DataLoader(pair[0], 32) if watched is streamed else pair[0]
         watched.history, watched.report = [], None
-        make_trainer(watched).validate(model, DataLoader(pair[1], 32) if watched is streamed else val, verbose=False)
+        make_trainer(watched).validate(model, DataLoader(pair[1], 32) if watched is streamed else val)
     assert streamed.report is not None
     assert indexed.report is not None
     assert_same_report(streamed.report, indexed.report, losses=1e-6)

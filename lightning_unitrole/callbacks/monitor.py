@@ -85,7 +85,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     dataset, so its random augmentation is applied, with the same random numbers each time; pass ``train_data`` to look
     at images without augmentation.
 
-    Works in ``pytorch_lightning.Trainer`` and in ``lightning.pytorch.Trainer``, in ``fit`` and ``validate``.
+    Works in ``fit`` and ``validate`` of ``pytorch_lightning.Trainer`` and, since 2.6, ``lightning.pytorch.Trainer``.
 
     Attributes:
         every_n_epochs: analyse the validation runs of every n-th epoch. ``"auto"`` analyses the first and the last

@@ -217,7 +217,7 @@ def groups_of(setup: Setup, items: list[Any]) -> list[int]:
 )
 def test_setups_give_a_right_report(name: str) -> None:
     setup = SETUPS[name]
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
     module = setup.module()
     train, val = loaders(setup.item)
     report = fit(module, (train, val), monitor())
@@ -239,7 +239,7 @@ def test_reading_a_step_leaves_no_trace(name: str) -> None:
     """Weights, metrics and what was logged are the same, bit for bit, with and without the monitor."""
     setup, ends = SETUPS[name], []
     for watches in ([], [monitor()]):
-        pl.seed_everything(0, verbose=False)
+        pl.seed_everything(0)
         module = setup.module()
         trainer = make_trainer(*watches, max_epochs=2)
         trainer.fit(module, *loaders(setup.item))

@@ -41,7 +41,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
 
 
 def of_network(net: nn.Module, *, layers: Any = "auto") -> UnitReport:
@@ -111,7 +111,7 @@ def test_a_fitted_module_can_be_validated() -> None:
     trainer = make_trainer(watch, max_epochs=1)
     trainer.fit(module, train, val)
     before = watch.report
-    trainer.validate(module, val, verbose=False)
+    trainer.validate(module, val)
     assert watch.report is not before
     assert watch.report is not None
     assert_same(watch.report, of_network(module.net))
@@ -124,7 +124,7 @@ def test_a_monitor_that_is_used_again_begins_anew() -> None:
     trainer.fit(Plain(), train, val)
     assert len(watch.history) == 1
     other = Plain()
-    trainer.validate(other, val, verbose=False)
+    trainer.validate(other, val)
     assert not watch.history
 
 

@@ -53,7 +53,7 @@ def loss_without(net: nn.Module, module: str, dim: int, off: Tensor) -> float:
 @pytest.mark.parametrize("name", mostly_slow(NETS, quick=["tokens"]))
 def test_units_of_all_kinds(name: str) -> None:
     make, layers = NETS[name]
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
     module = Plain(make())
     report = fit(module, loaders(), monitor())
     assert {key.removeprefix("net.") for key in report.layers} == set(layers)
