@@ -43,7 +43,7 @@ class _Item:
 
 
 class _LostError(Exception):
-    """The library takes something else for channels: no tensor of the network has so many."""
+    """The library fails, or takes something else for channels: no tensor of the network has so many."""
 
 
 class _Index(NamedTuple):
@@ -169,10 +169,13 @@ class Finder:
         only some of them had reached. Here each channel is followed once from each place.
 
         Raises:
-            _LostError: if it leads to more channels than there are.
+            _LostError: if it leads to more channels than there are, or the library fails on the way.
         """
         if not self._mapped:
-            self.graph.get_pruning_group(module, function, [0])  # works out how indices map from layer to layer
+            try:
+                self.graph.get_pruning_group(module, function, [0])  # works out how indices map from layer to layer
+            except Exception as error:
+                raise _LostError from error
             self._mapped = True
         start = _Start(function, self.graph.module2node[module])
         reached: dict[tuple[int, Any], _Entry] = {}
@@ -188,9 +191,7 @@ class Finder:
                 raise _LostError
             for following in dep.target.dependencies:
                 if following.is_triggered_by(dep.handler):
-                    mapped: Any = [_Index(*pair) for pair in new.items()]
-                    for mapping in following.index_mapping:
-                        mapped = mapped if mapping is None else mapping(mapped)
+                    mapped = _mapped([_Index(*pair) for pair in new.items()], following.index_mapping)
                     if mapped:
                         waiting.append((following, mapped))
         return list(reached.values())
@@ -297,6 +298,16 @@ class Finder:
         for item in items:
             item.reasons.add(reason)
         return []
+
+
+def _mapped(indices: list[Any], mappings: Iterable[Any]) -> list[Any]:
+    """The channels beyond a dependency; the library's mappings fail in many ways where channels are folded."""
+    try:
+        for mapping in mappings:
+            indices = indices if mapping is None else mapping(indices)
+    except Exception as error:
+        raise _LostError from error
+    return indices
 
 
 def _extent(item: _Item) -> tuple[Any, ...]:

