@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.networks:
         case = network(name, options.squeezenet if name == "squeezenet1_0" else None)
         for split, of in data.items():
-            loss, accuracy = common.evaluate(case.net, TensorDataset(*of[:: len(of) // 500]))
+            loss, accuracy = common.evaluate(case.net, TensorDataset(*of[:: max(1, len(of) // 500)]))
             print(f"{name}, {split} images: loss {loss:.3f}, accuracy {100 * accuracy:.1f} %", flush=True)
         for draw in common.progress(range(options.seeds), name):
             half, _ = halves(data["val"], draw)

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from networks import mostly_slow
@@ -112,3 +113,31 @@ def test_area_under_the_curve_counts_ties_half_and_nan_as_largest(script) -> Non
     common = script("common")
     assert common.auc([1, 2], [3, 4]) == 1
     assert common.auc([1, 3], [3, float("nan")]) == 0.875
+
+
+@pytest.mark.slow
+def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_path, capsys) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    module = script("imagenet")
+    torch.manual_seed(0)
+    net = torchvision.models.squeezenet1_0()
+    weights = tmp_path / "squeezenet.npz"
+    np.savez(weights, **{key: value.numpy() for key, value in net.state_dict().items()})
+    chance = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in module.CLASSES:
+            for index in range(4):
+                path = tmp_path / "images" / split / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(chance.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path), "--squeezenet", str(weights)]
+    few = ["--seeds=1", "--random-orders=1", "--ablation-points=2"]
+    module.main([*places, "--networks", "squeezenet1_0", *few])
+    assert "squeezenet1_0, val images: loss" in capsys.readouterr().out
+    case = module.network("squeezenet1_0", weights)
+    stored = case.net.net.state_dict()
+    assert all(torch.equal(stored[key], value) for key, value in net.state_dict().items())
+    for part in ("entropy", "ablation", "roles"):
+        with (tmp_path / f"imagenet_{part}.csv").open(encoding="utf-8") as file:
+            assert list(csv.DictReader(file)), part
+    assert (tmp_path / "imagenet_ablation.png").exists()
