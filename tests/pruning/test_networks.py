@@ -112,6 +112,24 @@ def test_hidden_widths_of_a_vision_transformer_are_cut() -> None:
     assert net.encoder.layers[0].mlp[0].out_features == 16
 
 
+@pytest.mark.filterwarnings("ignore:Maximum recursive depth reached")  # the library's
+def test_a_network_that_rolls_its_maps_is_followed_and_cut() -> None:
+    """The library takes the shifts of the windows for channels, which lead anywhere; hidden layers do not."""
+    from torchvision.models import SwinTransformer
+
+    net = seeded(lambda: SwinTransformer([4, 4], 24, [2, 2], [3, 6], [7, 7], num_classes=5))
+    inputs = images(64)
+    graph = graph_of(net, inputs)
+    free = [group.name for group in graph.groups if group.reason is None]
+    assert {f"features.{stage}.{block}.mlp.0" for stage in (1, 3) for block in (0, 1)} <= {*free}
+    removal = plan_removal(graph, {name: [1, 3] for name in free})
+    mask = UnitMask(net, removal)
+    masked = outputs(net, inputs)
+    mask.restore()
+    remove(net, removal)
+    torch.testing.assert_close(outputs(net, inputs), masked)
+
+
 class Hidden(Shuffled):
     """A convolution whose channels are an output, and a hidden linear layer."""
 
