@@ -99,7 +99,7 @@ def measure(name: str, scale: float, processor: bool) -> tuple[float, float, flo
     torch.manual_seed(0)
     net = setting.make().to(device)
     options = AnalysisOptions()
-    per_class, curve_images = options.images_of_each(setting.classes), options.curve_images
+    per_class, curve_images = options.images_of_each(setting.classes), options.curve_images_of_each(setting.classes)
     classes = setting.classes if scale == 1 else min(setting.classes, 10)
     few, few_curves = max(4, round(per_class * scale)), max(1, round(curve_images * scale))
     data = images(setting, classes, few + few_curves)

@@ -84,6 +84,12 @@ def test_a_split_has_about_five_thousand_images(classes: int, images: int) -> No
     assert AnalysisOptions(images_per_class=33).images_of_each(classes) == 33
 
 
+@pytest.mark.parametrize(("classes", "images"), [(2, 20), (50, 20), (100, 10), (1000, 1), (5000, 1)])
+def test_curves_keep_to_a_number_of_images(classes: int, images: int) -> None:
+    assert AnalysisOptions().curve_images_of_each(classes) == images
+    assert AnalysisOptions(curve_images=7).curve_images_of_each(classes) == 7
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

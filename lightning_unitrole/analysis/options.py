@@ -26,6 +26,10 @@ IMAGES = 5000
 """Images of a split, about, that ``images_per_class="auto"`` keeps to where there are many classes."""
 _MOST_PER_CLASS, _FEWEST_PER_CLASS = 100, 10
 
+CURVE_IMAGES = 1000
+"""Images, about, that ``curve_images="auto"`` keeps to where there are many classes."""
+_MOST_ON_CURVES = 20
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -53,7 +57,8 @@ class AnalysisOptions:
         ablation_points: numbers of ablated units that a curve is measured at, about, where its turning point is read; a
             quarter of them elsewhere. 0 for no ablation.
         curve_images: images of each class that curves are measured on, at most, other than those that roles come from
-            where there are enough; 0 for no curves. ``roles="turning_point"`` uses the images of the ranking instead.
+            where there are enough; 0 for no curves. ``"auto"`` is 20 for up to 50 classes and fewer for more, so that
+            there are about 1,000. ``roles="turning_point"`` uses the images of the ranking instead.
         class_curves: measure a curve for each class, and all curves on training images too. Always so with
             ``roles="turning_point"``.
         num_classes: number of classes; taken from the width of the model's output when left out.
@@ -83,7 +88,7 @@ class AnalysisOptions:
     contribution_steps: int = 3
     off: Off = "zero"
     ablation_points: int = 64
-    curve_images: int = 20
+    curve_images: int | Auto = "auto"
     class_curves: bool = False
     num_classes: int | None = None
     class_names: Sequence[str] | None = None
@@ -107,7 +112,7 @@ class AnalysisOptions:
             ("num_classes", 1),
         ):
             value = getattr(self, name)
-            if name == "images_per_class" and value == "auto":
+            if name in ("images_per_class", "curve_images") and value == "auto":
                 continue
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise SettingError(f"{name}={value!r}; expected an integer of at least {least}.")
@@ -142,6 +147,12 @@ class AnalysisOptions:
         if isinstance(self.images_per_class, int):
             return self.images_per_class
         return max(_FEWEST_PER_CLASS, min(_MOST_PER_CLASS, IMAGES // max(num_classes, 1)))
+
+    def curve_images_of_each(self, num_classes: int) -> int:
+        """Images of each class to measure curves on, at most."""
+        if isinstance(self.curve_images, int):
+            return self.curve_images
+        return max(1, min(_MOST_ON_CURVES, CURVE_IMAGES // max(num_classes, 1)))
 
 
 def options_of(source: AnalysisOptions, **changes: Any) -> AnalysisOptions:

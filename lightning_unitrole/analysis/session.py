@@ -74,6 +74,7 @@ class AnalysisSession:
         num_found: number of layers that could be chosen.
         skipped: for each convolution that was left out, why.
         num_classes: number of classes or groups.
+        curve_images: images of each class to measure curves on, at most.
         class_names: a name for each.
         example_inputs: the inputs of ``batch``.
         task: what the network is taken to do, in one line; None for single-label classification.
@@ -110,6 +111,7 @@ class AnalysisSession:
                 self.options = options = options_of(options, criterion="contribution")
             self.skipped = {**found.skipped, **self._too_small(found.layers.values(), smallest)}
             self.num_classes = self._count_classes(outputs)
+            self.curve_images = options.curve_images_of_each(self.num_classes)
         if class_names is None or len(class_names) != self.num_classes or options.group_fn is not None:
             class_names = [str(index) for index in range(self.num_classes)]
         names = options.class_names or class_names
@@ -139,7 +141,7 @@ class AnalysisSession:
         if self.roles_by_contribution:
             single = sum(layer.num_units for layer in self.layers) if options.effects == "removal" else 0
             passes += images * (3 * options.contribution_steps * len(self.layers) + single)
-            passes += options.curve_images * self.num_classes * overall
+            passes += self.curve_images * self.num_classes * overall
         return passes
 
     def probe(self, source: DataSource, *, name: str, held_out: bool = False) -> Probe:
@@ -150,7 +152,7 @@ class AnalysisSession:
             name: what to call them in messages.
             held_out: look for images to measure curves on as well.
         """
-        more = self.options.curve_images if held_out and self.roles_by_contribution else 0
+        more = self.curve_images if held_out and self.roles_by_contribution else 0
         return Probe(
             source,
             name=name,
@@ -186,11 +188,11 @@ class AnalysisSession:
         on_train, on_val = self.sample(train, quota), self.sample(val, quota)
         if not self.roles_by_contribution:
             return Samples(on_train, on_val, on_val, held_out=False)
-        beyond = torch.where(quota > 0, torch.minimum(available, quota + self.options.curve_images), quota)
+        beyond = torch.where(quota > 0, torch.minimum(available, quota + self.curve_images), quota)
         held_out = bool((beyond > quota)[quota > 0].all())
         if held_out:
             return Samples(on_train, on_val, self.sample(val, beyond, quota), held_out)
-        return Samples(on_train, on_val, self.sample(val, quota.clamp(max=self.options.curve_images)), held_out)
+        return Samples(on_train, on_val, self.sample(val, quota.clamp(max=self.curve_images)), held_out)
 
     def report(
         self,
