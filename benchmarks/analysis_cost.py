@@ -88,7 +88,7 @@ def training_seconds(net: nn.Module, batch: tuple[Tensor, Tensor], processor: bo
     return (clock(processor) - begun) / 3 / len(batch[1])
 
 
-def measure(name: str, scale: float, processor: bool) -> tuple[float, float, float, int]:
+def measure(name: str, scale: float, most: int, processor: bool) -> tuple[float, float, float, int]:
     """Seconds of a training epoch, of the two passes and of the rest of an analysis at the defaults, and layers."""
     from lightning_unitrole.analysis.options import AnalysisOptions
     from lightning_unitrole.analysis.session import AnalysisSession
@@ -100,7 +100,7 @@ def measure(name: str, scale: float, processor: bool) -> tuple[float, float, flo
     net = setting.make().to(device)
     options = AnalysisOptions()
     per_class, curve_images = options.images_of_each(setting.classes), options.curve_images_of_each(setting.classes)
-    classes = setting.classes if scale == 1 else min(setting.classes, 10)
+    classes = setting.classes if scale == 1 else min(setting.classes, most)
     few, few_curves = max(4, round(per_class * scale)), max(1, round(curve_images * scale))
     data = images(setting, classes, few + few_curves)
     batch = tuple(tensor[: setting.batch].to(device) for tensor in data.tensors)
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=SETTINGS, default=["resnet18", "vgg16"])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images that are run")
+    parser.add_argument("--classes", type=int, default=10, help="classes that have images, with a scale below 1")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
     parser.add_argument("--passes", action="store_true", help="contributions over passes instead")
@@ -208,7 +209,7 @@ def main() -> None:
         return
     print(f"{'network':<10}{'layers':>7}{'epoch':>10}{'two passes':>12}{'curves':>9}{'analysis / epoch':>18}")
     for name in arguments.networks:
-        epoch, passes, rest, layers = measure(name, arguments.scale, arguments.processor_time)
+        epoch, passes, rest, layers = measure(name, arguments.scale, arguments.classes, arguments.processor_time)
         print(
             f"{name:<10}{layers:>7}{epoch:>9.0f}s{passes:>11.0f}s{rest:>8.0f}s{(passes + rest) / epoch:>18.2f}",
             flush=True,
