@@ -429,6 +429,7 @@ def test_batches_add_up_however_they_are_cut() -> None:
     assert cut.predictions() == pytest.approx(whole.predictions())
 
 
+@pytest.mark.slow
 def test_processes_add_up_to_one() -> None:
     """Their images dealt out in turn, as a probe deals them out."""
 

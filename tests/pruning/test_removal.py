@@ -53,6 +53,7 @@ NETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(NETS, quick=["mobilenet_v3_small", "resnet18", "squeezenet1_1"]))
 def test_torchvision(name: str) -> None:
     """The smaller network computes what the masked one does, costs what was foretold, and undo brings all back."""

@@ -49,6 +49,7 @@ def test_both_themes_colour_the_raster(driver: Any, fast: str) -> None:
         assert all(seen.get(colours[name], 0) > 100 for name in ("both", "train_only", "neither"))
 
 
+@pytest.mark.slow
 def test_the_raster_has_as_many_cells_of_each_role_as_the_log(driver: Any, fast: str) -> None:
     _, layer = unpack(get(f"{fast}/data/plugin/unit_roles/layer?run=baseline&layer=1&fields=roles"))
     page = Page(driver, fast, run="baseline", layer="features.3", view="units", sort="changes", rows="4")
@@ -184,6 +185,7 @@ def test_without_ablation_there_is_still_entropy(driver: Any, fast: str) -> None
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_markup_in_names_stays_text(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run=f"zz {MARKUP}", klass="0")
     for view in VIEWS:

@@ -32,6 +32,7 @@ def layers(page: Page) -> list[str]:
     return list(page.js(rows))
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_was_logged(driver: Any, fast: str, overview: dict[str, dict[str, float]]) -> None:
     page = Page(driver, fast, run="contribution")
     cells = page.js(CELLS)
@@ -47,6 +48,7 @@ def test_the_table_shows_what_was_logged(driver: Any, fast: str, overview: dict[
     assert page.errors() == []
 
 
+@pytest.mark.slow
 def test_a_line_on_top_says_what_stands_out(driver: Any, fast: str) -> None:
     said = Page(driver, fast, run="contribution").text(".findings")
     assert f"In {APART}, " in said
@@ -89,6 +91,7 @@ def test_the_charts_are_behind_the_table(driver: Any, fast: str) -> None:
     assert not page.find(".layers-table")
 
 
+@pytest.mark.slow
 def test_roles_that_cannot_be_relied_on_say_so_in_place(
     driver: Any, fast: str, overview: dict[str, dict[str, float]]
 ) -> None:
@@ -198,6 +201,7 @@ def test_a_legend_says_what_the_roles_mean(driver: Any, fast: str) -> None:
     assert ROLE_OF[3].meaning in page.text(".view-units .legend")
 
 
+@pytest.mark.slow
 def test_a_unit_shows_the_images_it_looks_at(driver: Any, fast: str) -> None:
     page = Page(driver, fast, run="contribution", layer="features.3", view="unit", unit="2")
     figures = "[...document.querySelectorAll('.looks-at figure')].filter(f => f.dataset.kind === '{}')"

@@ -196,6 +196,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return launches
 
 
+@pytest.mark.slow
 def test_auto_tries_triton_once_for_each_kind_of_launch(on_a_gpu: list[str]) -> None:
     maps = gaussian(4, 3, 6, 6)
     expected = birth_points(maps, backend="torch")

@@ -25,6 +25,7 @@ def tied_maps(draw: st.DrawFn) -> Tensor:
     return quantised(levels, MAPS_PER_EXAMPLE, height, width, seed=seed, relu=draw(st.booleans()))
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(tied_maps(), st.sampled_from([0.3, 0.8, 1.0]), st.sampled_from([1, 7, 50, 200]))
 def test_ties_as_ripser_has_them(maps: Tensor, max_density: float, max_birth: int) -> None:
