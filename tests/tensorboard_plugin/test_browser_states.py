@@ -104,7 +104,7 @@ def test_changes_are_those_beyond_the_error_bars(driver: Any, fast: str) -> None
         return count; })"""
     )
     said = page.text(".changed-note")
-    assert said.startswith(str(counted or "no"))
+    assert said.startswith(str(counted or "none"))
     assert said.endswith("changed since the analysis before, beyond the error bars")
     page.show(view="transitions", **{"from": "before"})
     assert "2 · to the cursor" not in page.text(".view-transitions")

@@ -55,6 +55,7 @@ export const overview = {
     });
     const found = h('p', { class: 'findings', role: 'status' });
     const form = h('span', {});
+    const roles = h('span', {});
     const body = h('div', {});
     root.append(
       explain(
@@ -62,7 +63,7 @@ export const overview = {
         'One row a layer, at the cursor. Click a heading to sort by it, a layer to see its units.',
       ),
       found,
-      h('div', { class: 'options' }, h('label', { class: 'field' }, h('span', {}, 'Find'), search), form),
+      h('div', { class: 'options' }, h('label', { class: 'field' }, h('span', {}, 'Find'), search), form, roles),
       body,
     );
     return {
@@ -85,6 +86,7 @@ export const overview = {
             (value) => ctx.set({ form: value }),
           ),
         );
+        roles.replaceChildren(shown === 'charts' ? '' : legend(ctx, codesOf(ctx, table, false)));
         if (shown === 'charts') drawLayers(ctx, body, table);
         else drawTable(ctx, body, table);
       },
@@ -130,7 +132,6 @@ function drawTable(ctx, body, table) {
     ]),
   ];
   body.replaceChildren(
-    h('div', { class: 'options' }, legend(ctx, codesOf(ctx, table, false))),
     h(
       'div',
       { class: 'card wide-table' },
