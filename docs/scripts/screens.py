@@ -21,7 +21,7 @@ from tensorboard_plugin.conftest import FLAGS, tensorboard
 from tensorboard_plugin.page import Page
 
 IMAGES = Path(__file__).parents[1] / "images"
-WIDTH = 1280
+WIDTH = 1400  # TensorBoard's own bar has room for all tabs
 PICTURES = {
     "unit_roles_tab_light": ({"view": "overview"}, False, ".view-overview .wide-table"),
     "unit_roles_tab_dark": ({"view": "overview"}, True, ".view-overview .wide-table"),

@@ -177,10 +177,8 @@ export class App {
     const { view } = this;
     for (const [id, panel] of this.panels) panel.hidden = id !== view.id;
     for (const tab of this.tabs.querySelectorAll('[role=tab]')) {
-      const chosen = tab.id === `tab-${view.id}`;
-      if (chosen && tab.tabIndex !== 0) tab.scrollIntoView({ block: 'nearest', inline: 'nearest' });
-      tab.setAttribute('aria-selected', chosen);
-      tab.tabIndex = chosen ? 0 : -1;
+      tab.setAttribute('aria-selected', tab.id === `tab-${view.id}`);
+      tab.tabIndex = tab.id === `tab-${view.id}` ? 0 : -1;
       tab.hidden = !this.views.some(({ id }) => tab.id === `tab-${id}`);
     }
     this.drawControls(view);
