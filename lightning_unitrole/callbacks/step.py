@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_unitrole.ablation.scores import ScoreFn, first_tensor
+from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tasks import Task
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
 from lightning_unitrole.data.batches import class_indices, split_batch
@@ -31,6 +31,7 @@ from lightning_unitrole.network.losses import (
     entries,
     entry_at,
 )
+from lightning_unitrole.network.outputs import named_logits
 
 _log = logging.getLogger(__name__)
 
@@ -193,7 +194,8 @@ def _says_it_all(calls: list[tuple[tuple[Any, ...], Any]], call: LossCall, batch
     """Whether the step does no more than call the module on the inputs and compute the loss from what it returns."""
     try:
         inputs, targets = split_batch(batch)
-        outputs = first_tensor(calls[0][1]) if len(calls) == 1 else None
+        outputs = calls[0][1] if len(calls) == 1 else None
+        outputs = outputs if isinstance(outputs, Tensor) else named_logits(outputs)
     except DataError:
         return False
     return (

@@ -51,6 +51,8 @@ class TrainerRunner(Runner):
         forward_fn: called with the module and the inputs instead of the module.
     """
 
+    forward_argument = "forward_fn="
+
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, forward_fn: ForwardFn | None = None) -> None:
         forward = pl_module if forward_fn is None else partial(forward_fn, pl_module)
         super().__init__(pl_module, forward=forward, progress=partial(trainer_progress, trainer))
