@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import checkpoint as checkpointing
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
 from lightning_unitrole.network.reachable import (
@@ -34,7 +35,8 @@ _kept: list[Snapshot] = []
 def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Evaluate ``model`` inside this context and find everything as it was after it.
 
-    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed. After it, also
+    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed, ranges of
+    quantisation as they are. After it, also
     when an error leaves it: modes, buffers, attributes of the modules and of what they hold (metrics, memories, hooks
     with a state, generators of their own; see :class:`~lightning_unitrole.network.snapshot.Snapshot`), hooks, and the
     random states of the process are as before. All buffers and tensor attributes are copied once for this; inside of
@@ -63,6 +65,8 @@ def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]
     # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
     with (
         eager(model),
+        differentiable_checkpoints(),
+        still_observers(model),
         torch.inference_mode(False),
         torch.no_grad(),
         preserve_rng(generators=snapshot.generators),
@@ -182,6 +186,58 @@ def eager(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, name, value in replaced:
             attributes[name] = value
+
+
+@contextmanager
+def differentiable_checkpoints() -> Iterator[None]:
+    """Let activation checkpoints of the reentrant kind be of the other kind inside this context.
+
+    They have gradients only where ``backward`` asks for those of parameters, and hide what is inside of them.
+    """
+    kind = checkpointing.CheckpointFunction
+    before = vars(kind).get("apply")
+    try:
+        kind.apply = staticmethod(_checkpoint)
+        yield
+    finally:
+        if before is None:
+            del kind.apply  # which it inherits
+        else:
+            kind.apply = before
+
+
+def _checkpoint(function: Any, preserve: bool, *args: Any) -> Any:
+    return checkpointing.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve)
+
+
+@contextmanager
+def still_observers(model: nn.Module) -> Iterator[None]:
+    """Let the ranges that quantisation works with stay as they are inside this context.
+
+    Observers go on observing in evaluation mode, so that the network would be another one after each pass.
+    """
+    switches = [switch for name, switch in model.named_buffers() if name.rpartition(".")[2] == "observer_enabled"]
+    before = [switch.clone() for switch in switches]
+    observers = [
+        module
+        for module in model.modules()
+        if any(kind.__name__ == "ObserverBase" for kind in type(module).__mro__) and "forward" not in vars(module)
+    ]
+    try:
+        for switch in switches:
+            switch.zero_()
+        for observer in observers:
+            observer.forward = _unchanged
+        yield
+    finally:
+        for observer in observers:
+            vars(observer).pop("forward", None)
+        for switch, value in zip(switches, before, strict=True):
+            switch.copy_(value)
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @contextmanager
