@@ -214,15 +214,15 @@ def _checkpoint(function: Any, preserve: bool, *args: Any) -> Any:
 def still_observers(model: nn.Module) -> Iterator[None]:
     """Let the ranges that quantisation works with stay as they are inside this context.
 
-    Observers go on observing in evaluation mode, so that the network would be another one after each pass.
+    Observers go on observing in evaluation mode, so that the network would be another one after each pass. Those that
+    have seen nothing so far have no range that could stay.
     """
-    switches = [switch for name, switch in model.named_buffers() if name.rpartition(".")[2] == "observer_enabled"]
+    fakes = quantizers(model).values()
+    fresh = [module for module in fakes if not _has_observed(module)]
+    switches = [_switch(module) for module in fakes if module not in fresh]
     before = [switch.clone() for switch in switches]
-    observers = [
-        module
-        for module in model.modules()
-        if any(kind.__name__ == "ObserverBase" for kind in type(module).__mro__) and "forward" not in vars(module)
-    ]
+    needed = {module for parent in fresh for module in parent.modules()}
+    observers = [module for module in model.modules() if _is_observer(module) and module not in needed]
     try:
         for switch in switches:
             switch.zero_()
@@ -234,6 +234,25 @@ def still_observers(model: nn.Module) -> Iterator[None]:
             vars(observer).pop("forward", None)
         for switch, value in zip(switches, before, strict=True):
             switch.copy_(value)
+
+
+def quantizers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that round numbers as a quantised network will, by name, as for quantisation-aware training."""
+    return {name: module for name, module in model.named_modules() if isinstance(_switch(module), torch.Tensor)}
+
+
+def _switch(module: nn.Module) -> Any:
+    return module._buffers.get("observer_enabled")
+
+
+def _has_observed(quantizer: nn.Module) -> bool:
+    lowest = getattr(getattr(quantizer, "activation_post_process", None), "min_val", None)
+    return not isinstance(lowest, torch.Tensor) or (lowest.numel() > 0 and bool(lowest.isfinite().all()))
+
+
+def _is_observer(module: nn.Module) -> bool:
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "ObserverBase" for kind in kinds) and "forward" not in vars(module)
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
