@@ -27,7 +27,9 @@ from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample, Samples
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.outputs import named_logits
 from lightning_unitrole.network.runner import Runner
+from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
@@ -374,9 +376,11 @@ class AnalysisSession:
         if self.options.num_classes is not None:
             return self.options.num_classes
         logits = first_tensor(outputs)
-        if logits.ndim != 2:
+        several = named_logits(outputs) is None and len(list(tensors_in(outputs))) > 1
+        if several or logits.ndim != 2:
+            found = "several tensors" if several else f"a tensor of shape {list(logits.shape)}"
             raise DataError(
-                f"The model's output has shape {list(logits.shape)}; expected [images, classes] to see the number of "
-                "classes. Pass num_classes=."
+                f"The model returned {found}; expected [images, classes] to see the number of classes. Pass "
+                + ("num_classes=." if self.options.score_fn else f"{self.runner.forward_argument} to pick the logits.")
             )
         return int(logits.shape[1])

@@ -157,10 +157,13 @@ def _nothing(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros(())
 
 
-def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int = 0) -> StepReading | None:
-    """How the module's ``validation_step`` gets from a batch to its loss; None where calling the module says it all.
+def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int = 0) -> StepReading | str | None:
+    """How the module's ``validation_step`` gets from a batch to its loss.
 
     Call it in an undisturbed model.
+
+    Returns:
+        The reading; None where calling the module says it all; or in a sentence why the step says nothing.
 
     Args:
         pl_module: the module, attached to its trainer.
@@ -176,15 +179,17 @@ def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int 
         watch = step.watch(batch)
     except Exception as error:  # a step may raise what it likes, for instance on a training batch
         _log.debug("validation_step could not be read.", exc_info=error)
-        return None
+        return f"validation_step fails on a training batch with {type(error).__name__}: {error}."
     finally:
         handle.remove()
     call = watch.preferred
-    if call is None or _says_it_all(calls, call, batch):
+    if call is None:
+        return "validation_step computes none of torch's losses, by which outputs and labels would be known."
+    if _says_it_all(calls, call, batch):
         return None
     target = _path_of(call, batch)
     if target is None and call.kind != "triplet_margin_loss":
-        return None
+        return f"validation_step computes {call.kind} of targets that are not in the batch."
     step.until(call)
     own = _own_score(call) if call.kind in COMPARISONS else None
     return StepReading(step, target, _task_of(call), own, call.kind)
