@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_unitrole.ablation import coarse_points, refined_points
+from lightning_unitrole.ablation import coarse_points, even_points, falling_points, refined_points
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.reports.curves import AblationCurve
 
@@ -73,3 +73,31 @@ def test_coarse_points() -> None:
     assert (int(grid[0]), int(grid[-1]), int(grid.diff().max())) == (0, 512, 17)
     with pytest.raises(SettingError, match="points=0; expected at least 2"):
         coarse_points(4, 0)
+
+
+def followed(accuracy: Tensor, points: int) -> AblationCurve:
+    """Measure where the curve falls, until nothing is wanted any more."""
+    ablated = even_points(len(accuracy) - 1, 5)
+    while len(more := falling_points(curve_of(-accuracy, ablated), points)):
+        assert not {*more.tolist()} & {*ablated.tolist()}, "measured twice"
+        ablated = torch.cat([ablated, more]).sort().values
+    return curve_of(-accuracy, ablated)
+
+
+@given(st.integers(1, 700), st.floats(0, 1), st.floats(0.5, 200), st.integers(5, 40))
+@settings(max_examples=200, deadline=None)
+def test_a_fall_is_followed_and_a_level_is_not(units: int, middle: float, sharpness: float, points: int) -> None:
+    share = torch.arange(units + 1, dtype=torch.float64) / units
+    accuracy = 0.1 + 0.8 * torch.sigmoid(sharpness * (middle - share))
+    curve, whole = followed(accuracy, points), curve_of(-accuracy, torch.arange(units + 1))
+    assert len(curve.ablated) <= 2 * points
+    between = curve.accuracy.diff().abs() > 0.125 * (curve.accuracy.max() - curve.accuracy.min())
+    assert bool((curve.ablated.diff()[between] <= max(units / (points - 1), 1)).all())
+    assert curve.area == pytest.approx(whole.area, abs=0.03 + 0.8 / points)
+
+
+def test_a_curve_that_falls_at_once_needs_few_points() -> None:
+    accuracy = torch.where(torch.arange(513) < 20, 0.9, 0.1)
+    assert followed(accuracy, 16).ablated.tolist() == [0, 32, 64, 128, 256, 384, 512]
+    assert followed(torch.full((513,), 0.7), 16).ablated.tolist() == [0, 128, 256, 384, 512]
+    assert followed(torch.full((513,), torch.nan), 16).ablated.tolist() == [0, 128, 256, 384, 512]

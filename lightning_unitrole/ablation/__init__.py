@@ -1,8 +1,8 @@
 """Cumulative ablation for any ``nn.Module``."""
 
-from lightning_unitrole.ablation.curves import cumulative_ablation, curve_of, measure_curves, measure_sums
+from lightning_unitrole.ablation.curves import cumulative_ablation, follow_curves, measure_curves
 from lightning_unitrole.ablation.engine import AblationEngine, AblationRequest
-from lightning_unitrole.ablation.points import coarse_points, even_points, refined_points
+from lightning_unitrole.ablation.points import coarse_points, even_points, falling_points, refined_points
 from lightning_unitrole.ablation.scores import ScoreFn, classification_score, first_tensor
 from lightning_unitrole.ablation.verification import Replay
 
@@ -14,10 +14,10 @@ __all__ = [
     "classification_score",
     "coarse_points",
     "cumulative_ablation",
-    "curve_of",
     "even_points",
+    "falling_points",
     "first_tensor",
+    "follow_curves",
     "measure_curves",
-    "measure_sums",
     "refined_points",
 ]

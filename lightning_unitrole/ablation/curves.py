@@ -118,15 +118,46 @@ def measure_curves(
     Returns:
         A curve for each request; ``None`` where no image counts.
     """
+    first = coarse_points(engine.layer.num_units, points)
+    wanted = None if points is None else partial(refined_points, points=points)
+    return follow_curves(engine, requests, first, wanted, progress=progress)[0]
+
+
+def follow_curves(
+    engine: AblationEngine,
+    requests: Sequence[AblationRequest],
+    first: Tensor,
+    wanted: Callable[[AblationCurve], Tensor] | None,
+    *,
+    more: Sequence[tuple[AblationRequest, Tensor]] = (),
+    progress: Callable[[], None] | None = None,
+) -> tuple[list[AblationCurve | None], tuple[Tensor, ...]]:
+    """Several curves of one layer at once, round by round, each round at the points that the last one asks for.
+
+    Args:
+        engine: measures the layer; what is wanted next is decided on the sums of all processes.
+        requests: orders, and the images that count for each.
+        first: ``[P]`` int64, numbers of ablated units to begin with.
+        wanted: from a curve so far to the numbers to measure next, none when it is complete; None for a single round.
+        more: further orders, and for each the numbers of ablated units to measure it at, in the first round.
+        progress: called after each batch, in each round.
+
+    Returns:
+        A curve for each request, ``None`` where no image counts; and for each of ``more`` its sums ``[K, 4]``, see
+        :meth:`AblationEngine.measure`.
+    """
     with torch.inference_mode(False):  # so that the curves can be used everywhere
-        numbers = [coarse_points(engine.layer.num_units, points)] * len(requests)
-        known = [_Points() for _ in requests]
-        while any(len(of_request) for of_request in numbers):
-            parts = measure_sums(engine, requests, numbers, progress or (lambda: None))
-            for of_request, more, part in zip(known, numbers, parts, strict=True):
-                of_request.add(more, part)
-            numbers = [of_request.wanted(points) for of_request in known]
-        return [of_request.curve() for of_request in known]
+        numbers = [first] * len(requests)
+        asked, at = [*requests, *(request for request, _ in more)], [*numbers, *(those for _, those in more)]
+        known, extra = [_Points() for _ in requests], None
+        while any(len(of_request) for of_request in at):
+            parts = measure_sums(engine, asked, at, progress or (lambda: None))
+            for of_request, those, part in zip(known, numbers, parts, strict=False):
+                of_request.add(those, part)
+            extra = parts[len(requests) :] if extra is None else extra
+            numbers = [of_request.wanted(wanted) for of_request in known]
+            asked, at = list(requests), numbers
+        return [of_request.curve() for of_request in known], extra or ()
 
 
 def measure_sums(
@@ -138,14 +169,6 @@ def measure_sums(
     """What :meth:`AblationEngine.measure` gives, summed over processes."""
     sums = engine.runner.total(torch.cat(engine.measure(requests, numbers, progress))).cpu()
     return torch.split(sums, [len(of_request) for of_request in numbers])
-
-
-def curve_of(ablated: Tensor, sums: Tensor) -> AblationCurve | None:
-    """The curve that sums ``[P, 4]`` of loss, score, top-5 score and images make; ``None`` where no image counts."""
-    if not bool(sums[:, 3].any()):
-        return None
-    loss, accuracy, top5 = (sums[:, :3] / sums[:, 3:]).unbind(1)
-    return AblationCurve(ablated, loss, accuracy, top5)
 
 
 class _Points:
@@ -161,11 +184,16 @@ class _Points:
         self.ablated, self.sums = merged[order], torch.cat([self.sums, sums])[order]
 
     def curve(self) -> AblationCurve | None:
-        return curve_of(self.ablated, self.sums)
+        """The curve so far; ``None`` where no image counts."""
+        if not bool(self.sums[:, 3].any()):
+            return None
+        loss, accuracy, top5 = (self.sums[:, :3] / self.sums[:, 3:]).unbind(1)
+        return AblationCurve(self.ablated, loss, accuracy, top5)
 
-    def wanted(self, points: int | None) -> Tensor:
-        curve = None if points is None else self.curve()
-        return torch.empty(0, dtype=torch.int64) if curve is None or points is None else refined_points(curve, points)
+    def wanted(self, of_curve: Callable[[AblationCurve], Tensor] | None) -> Tensor:
+        """Numbers of ablated units to measure next."""
+        curve = None if of_curve is None else self.curve()
+        return torch.empty(0, dtype=torch.int64) if curve is None or of_curve is None else of_curve(curve)
 
 
 def _find_layer(runner: Runner, name: str, batches: Batches) -> UnitLayer:

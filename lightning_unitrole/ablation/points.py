@@ -10,6 +10,9 @@ from torch import Tensor
 from lightning_unitrole.errors import SettingError
 from lightning_unitrole.reports.curves import AblationCurve
 
+_CHANGE = 1 / 8
+"""Share of a curve's range that it may change by between two points without being looked at more closely."""
+
 
 def coarse_points(num_units: int, points: int | None) -> Tensor:
     """Numbers of ablated units to begin with, evenly spaced and with both ends.
@@ -57,6 +60,31 @@ def even_points(num_units: int, points: int | None) -> Tensor:
         return torch.arange(num_units + 1)
     grid = torch.linspace(0, num_units, points, dtype=torch.float64).round().long()
     return torch.unique(grid)  # type: ignore[no-any-return]
+
+
+def falling_points(curve: AblationCurve, points: int) -> Tensor:
+    """Numbers of ablated units to measure next, so that a curve is known as finely as it needs where it rises or falls.
+
+    The middles of the gaps over which the accuracy changes by more than an eighth of its range; where it is level
+    nothing is to be seen between. Repeated until nothing is wanted, it ends with steps of less than an eighth, or gaps
+    that are no wider than those of evenly spread points.
+
+    Args:
+        curve: measured so far.
+        points: number of evenly spread points whose gaps are narrow enough.
+
+    Returns:
+        ``[Q]`` int64, strictly increasing; empty when the curve is known well enough.
+
+    Example:
+        >>> off, accuracy = torch.tensor([0, 8, 16]), torch.tensor([0.9, 0.1, 0.1])
+        >>> falling_points(AblationCurve(off, 1 - accuracy, accuracy, accuracy), points=9).tolist()
+        [4]
+    """
+    score = curve.accuracy.nan_to_num()
+    changes = score.diff().abs() > _CHANGE * (score.max() - score.min())
+    wide = curve.ablated.diff() > max(int(curve.ablated[-1]) / (points - 1), 1)
+    return ((curve.ablated[:-1] + curve.ablated[1:]) // 2)[changes & wide]
 
 
 def refined_points(curve: AblationCurve, points: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from lightning_unitrole.ablation import (
     AblationEngine,
     AblationRequest,
-    curve_of,
     even_points,
+    falling_points,
+    follow_curves,
     measure_curves,
-    measure_sums,
 )
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.data.sample import Sample
@@ -27,6 +28,9 @@ from lightning_unitrole.reports.layer import RemovalCheck
 
 RANDOM_ORDERS = 2
 """Random orders that make the band around the curves."""
+
+_FIRST_POINTS = 5
+"""Points of a curve that are measured before it is seen where more are needed."""
 
 RANDOM_DRAWS = 5
 """Draws of random units against which switching off units without an effect is held."""
@@ -49,14 +53,14 @@ class LayerCurves:
     def most_passes(self) -> tuple[int, int]:
         """Passes of one image, at most, that :meth:`published` and :meth:`overall` take through what lies behind."""
         published, overall = (
-            min(points, self.layer.num_units + 1) for points in (self.options.ablation_points, self._evenly_spread)
+            min(points, self.layer.num_units + 1) for points in (self.options.ablation_points, self._most_points)
         )
         # Three orders over all classes, and that of the image's own class.
         return 4 * published, (3 + RANDOM_ORDERS) * overall + 2 + RANDOM_DRAWS
 
     @property
-    def _evenly_spread(self) -> int:
-        """Number of points of a curve on which no turning point is looked for."""
+    def _most_points(self) -> int:
+        """Number of points, at most, of a curve on which no turning point is looked for."""
         return max(self.options.ablation_points // 4, 2)
 
     def published(
@@ -112,25 +116,23 @@ class LayerCurves:
         }
         checks = _removals(self.layer, helps, idle) if held_out else []
         # Everything in one go, so that the images are read once.
-        curves, sums = self._evenly(self._engine(sample, fill), requests, checks)
+        curves, sums = self._followed(self._engine(sample, fill), requests, checks)
         if fill is not None:
-            with_zero, _ = self._evenly(self._engine(sample), both_ways(ranking.overall), [])
+            with_zero, _ = self._followed(self._engine(sample), both_ways(ranking.overall))
             curves |= {f"{name}_zero": curve for name, curve in with_zero.items()}
         return curves, _check(helps, idle, sums) if held_out else None
 
-    def _evenly(
+    def _followed(
         self,
         engine: AblationEngine,
         requests: Mapping[str, AblationRequest],
-        more: Sequence[tuple[AblationRequest, Tensor]],
+        more: Sequence[tuple[AblationRequest, Tensor]] = (),
     ) -> tuple[dict[str, AblationCurve], tuple[Tensor, ...]]:
-        """Curves at evenly spread points, and the sums of further requests at numbers of their own."""
-        points = even_points(self.layer.num_units, self._evenly_spread)
-        asked = [*requests.values(), *(request for request, _ in more)]
-        with torch.inference_mode(False):
-            sums = measure_sums(engine, asked, [*[points] * len(requests), *(numbers for _, numbers in more)])
-            found = {name: curve_of(points, part) for name, part in zip(requests, sums, strict=False)}
-        return {name: curve for name, curve in found.items() if curve is not None}, sums[len(requests) :]
+        """Curves at a few points, and at more where they rise or fall; and the sums of further requests."""
+        first = even_points(self.layer.num_units, min(_FIRST_POINTS, self._most_points))
+        wanted = partial(falling_points, points=self._most_points)
+        curves, sums = follow_curves(engine, list(requests.values()), first, wanted, more=more)
+        return {name: curve for name, curve in zip(requests, curves, strict=True) if curve is not None}, sums
 
     def measure(self, requests: Mapping[Key, AblationRequest], sample: Sample) -> dict[Key, AblationCurve]:
         """Several curves at once, with their turning points located.

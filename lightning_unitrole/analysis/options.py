@@ -54,8 +54,8 @@ class AnalysisOptions:
         contribution_steps: nodes of the integral. What is said repeats as well with 3 as with 16; in the earliest
             layers 4 and more come closer to the exact integral.
         off: what a unit that is switched off gives: ``"zero"``, or ``"mean"``, its mean map over the images.
-        ablation_points: numbers of ablated units that a curve is measured at, about, where its turning point is read; a
-            quarter of them elsewhere. 0 for no ablation.
+        ablation_points: numbers of ablated units that a curve is measured at, about, where its turning point is read;
+            elsewhere a quarter of them at most, close together only where the curve falls. 0 for no ablation.
         curve_images: images of each class that curves are measured on, at most, other than those that roles come from
             where there are enough; 0 for no curves. ``"auto"`` is 20 for up to 50 classes and fewer for more, so that
             there are about 1,000. ``roles="turning_point"`` uses the images of the ranking instead.

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_unitrole.ablation import (
-    classification_score,
-    first_tensor,
-)
+from lightning_unitrole.ablation import classification_score, first_tensor
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
@@ -188,12 +185,15 @@ class AnalysisSession:
             )
         on_train, on_val = self.sample(train, quota), self.sample(val, quota)
         if not self.roles_by_contribution:
-            return Samples(on_train, on_val, on_val, held_out=False)
+            on_val = on_val.to_keep()
+            return Samples(on_train.to_keep(), on_val, on_val, held_out=False)
         beyond = torch.where(quota > 0, torch.minimum(available, quota + self.curve_images), quota)
         held_out = bool((beyond > quota)[quota > 0].all())
         if held_out:
-            return Samples(on_train, on_val, self.sample(val, beyond, quota), held_out)
-        return Samples(on_train, on_val, self.sample(val, quota.clamp(max=self.curve_images)), held_out)
+            on_curves = self.sample(val, beyond, quota)
+        else:
+            on_curves = self.sample(val, quota.clamp(max=self.curve_images))
+        return Samples(on_train, on_val, on_curves.to_keep(), held_out)
 
     def report(
         self,

@@ -48,6 +48,7 @@ from lightning_unitrole.callbacks.surroundings import (
     same_name,
     setting_name,
     stand_before_averaging,
+    warn_of_former_keys,
 )
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
@@ -215,6 +216,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             self._faults.warn(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
+        warn_of_former_keys(trainer)
         self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
         if is_lazy(pl_module):

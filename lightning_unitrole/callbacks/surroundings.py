@@ -10,8 +10,8 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
-from lightning_unitrole.errors import SettingError
-from lightning_unitrole.loggers.scalars import PREFIX
+from lightning_unitrole.errors import SettingError, deprecated
+from lightning_unitrole.loggers.scalars import PREFIX, present_key
 
 _AVERAGING, _AVERAGING_AT_THE_END = "WeightAveraging", "StochasticWeightAveraging"
 """Lightning's callbacks, known by name because there are two of each, one in either package."""
@@ -83,9 +83,21 @@ def _is_a(value: Any, name: str) -> bool:
 
 def is_waited_for(trainer: Trainer) -> bool:
     """Whether a callback or a schedule of the learning rate looks at a key of a report, and fails without it."""
+    return any(name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in _awaited(trainer))
+
+
+def warn_of_former_keys(trainer: Trainer) -> None:
+    """Warn of each key of an earlier version that a callback or a schedule of the learning rate looks at."""
+    for name in _awaited(trainer):
+        present = present_key(name)
+        if present is not None:
+            deprecated(f"The key {name!r}, which a callback monitors,", repr(present), until="0.3")
+
+
+def _awaited(trainer: Trainer) -> list[str]:
     schedules = [one.monitor for one in trainer.lr_scheduler_configs]
     names = [getattr(one, "monitor", None) for one in _callbacks(trainer)] + schedules
-    return any(isinstance(name, str) and name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in names)
+    return [name for name in names if isinstance(name, str)]
 
 
 def _callbacks(trainer: Trainer) -> Iterator[Any]:

@@ -108,9 +108,10 @@ def subplots(ax: Any, *, width: float = 6.4, height: float = 3.6) -> tuple[Any, 
 
 def _draw_band(axis: Axes, curves: Sequence[Any]) -> None:
     if curves:
-        accuracy = np.stack([np.interp(curves[0].ablated, curve.ablated, curve.accuracy) for curve in curves])
-        axis.fill_between(curves[0].ablated, accuracy.min(0), accuracy.max(0), color=_RANDOM, alpha=0.5, linewidth=0)
-        axis.plot(curves[0].ablated, accuracy.mean(0), color=_RANDOM, label="random orders", linewidth=1.8)
+        off = np.unique(np.concatenate([curve.ablated for curve in curves]))
+        accuracy = np.stack([np.interp(off, curve.ablated, curve.accuracy) for curve in curves])
+        axis.fill_between(off, accuracy.min(0), accuracy.max(0), color=_RANDOM, alpha=0.5, linewidth=0)
+        axis.plot(off, accuracy.mean(0), color=_RANDOM, label="random orders", linewidth=1.8)
 
 
 def _mark_turning_point(axis: Axes, least: Any) -> None:

@@ -163,7 +163,7 @@ def test_callbacks_that_wait_for_a_key_find_it(tmp_path: Path) -> None:
     watch = monitor(every_n_epochs=2)
     waiting = [
         EarlyStopping("unitrole_ranking_gap/net.6/val", patience=5),
-        ModelCheckpoint(tmp_path, monitor="unitrole/net.6/ranking_gap/val", filename="best"),
+        ModelCheckpoint(tmp_path, monitor="unitrole_ranking_gap/net.6/val", filename="best"),
     ]
     make_trainer(*waiting, watch, max_epochs=4, enable_checkpointing=True).fit(Plain(), *loaders())
     assert [*map(_epoch, watch.history), _epoch(watch.report)] == [0, 1, 3]

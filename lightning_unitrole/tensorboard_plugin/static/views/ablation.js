@@ -218,16 +218,14 @@ function curveChart({ curves, units, width, turningPoints, metric, yDomain, yFor
     marks: (x, y) =>
       turningPoints &&
       curves.filter((curve) => curve.order === 'least_first').map((curve) => turning(curve, metric, x, y, yDomain)),
-    xSnap: (at) => nearest(curves[0].ablated, at),
+    xSnap: (at) => nearest(measuredAt(curves), at),
     describe: (off) => [
       h('strong', {}, `${off} of ${units} units off`),
-      ...curves
-        .filter((curve) => curve.ablated.includes(off))
-        .map((curve) => {
-          const value = curve[metric][curve.ablated.indexOf(off)];
-          const text = metric === 'loss' ? decimal(value, 3) : percent(value, 1);
-          return `${SPLITS[curve.split].label}, ${orderOf(curve).label}: ${text}`;
-        }),
+      ...curves.map((curve) => {
+        const value = valueAt(curve, metric, off);
+        const text = metric === 'loss' ? decimal(value, 3) : percent(value, 1);
+        return `${SPLITS[curve.split].label}, ${orderOf(curve).label}: ${text}`;
+      }),
     ],
   });
 }
@@ -253,23 +251,32 @@ function turning(curve, metric, x, y, [low, high]) {
   );
 }
 
-// From the lowest to the highest of several random orders, where they were looked at with as many units off.
+// Numbers of units off at which any of several curves was measured.
+const measuredAt = (curves) => [...new Set(curves.flatMap(({ ablated }) => Array.from(ablated)))].sort((a, b) => a - b);
+
+// A curve's value with any number of units off, on the straight line between the two measured ones around it.
+function valueAt(curve, metric, off) {
+  const right = curve.ablated.findIndex((number) => number >= off);
+  const [from, to] = [curve.ablated[Math.max(right - 1, 0)], curve.ablated[right]];
+  const [before, after] = [curve[metric][Math.max(right - 1, 0)], curve[metric][right]];
+  return to === off || to === from ? after : before + ((after - before) * (off - from)) / (to - from);
+}
+
+// From the lowest to the highest of several random orders.
 function randomBand(curves, metric, [, high]) {
   if (curves.length < 2) return [];
-  return Array.from(curves[0].ablated)
-    .filter((off) => curves.every(({ ablated }) => ablated.includes(off)))
-    .map((off) => {
-      const values = curves.map((curve) => Math.min(high, curve[metric][curve.ablated.indexOf(off)]));
-      return [off, Math.min(...values), Math.max(...values)];
-    });
+  return measuredAt(curves).map((off) => {
+    const values = curves.map((curve) => Math.min(high, valueAt(curve, metric, off)));
+    return [off, Math.min(...values), Math.max(...values)];
+  });
 }
 
 // Between least and most effective first on validation images.
 function gap(curves, metric) {
   const find = (order) => curves.find((curve) => curve.split === 'val' && curve.order === order);
-  const [least, most] = [find('least_first'), find('most_first')];
-  if (!least || !most || least.ablated.length !== most.ablated.length) return [];
-  return Array.from(least.ablated, (off, i) => [off, least[metric][i], most[metric][i]]);
+  const pair = [find('least_first'), find('most_first')];
+  if (!pair.every(Boolean)) return [];
+  return measuredAt(pair).map((off) => [off, ...pair.map((curve) => valueAt(curve, metric, off))]);
 }
 
 function sentences(ctx, curves, rankings, time, turningPoints) {
