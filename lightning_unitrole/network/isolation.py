@@ -242,7 +242,7 @@ def quantizers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _switch(module: nn.Module) -> Any:
-    return module._buffers.get("observer_enabled")
+    return getattr(module, "observer_enabled", None)
 
 
 def _has_observed(quantizer: nn.Module) -> bool:
