@@ -44,6 +44,7 @@ from lightning_unitrole.callbacks.surroundings import (
     images_of_an_epoch,
     is_waited_for,
     no_report,
+    refuse_split_parameters,
     same_name,
     setting_name,
     stand_before_averaging,
@@ -198,6 +199,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
+        refuse_split_parameters(trainer)
         stand_before_averaging(self, trainer)
         self._faults.warn(same_name(self, trainer), trainer)
         self._analysis = self._make_analysis().after(self._analysis)

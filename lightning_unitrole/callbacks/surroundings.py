@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
-from lightning_unitrole.errors import deprecated
+from lightning_unitrole.errors import SettingError, deprecated
 from lightning_unitrole.loggers.scalars import PREFIX, present_key
 
 _AVERAGING, _AVERAGING_AT_THE_END = "WeightAveraging", "StochasticWeightAveraging"
@@ -45,13 +45,40 @@ def _exchanges_weights(callback: Any) -> bool:
     return all(own) and package not in ("lightning", "pytorch_lightning", "lightning_unitrole")
 
 
+def refuse_split_parameters(trainer: Trainer) -> None:
+    """Refuse a strategy by which processes hold parts of each parameter.
+
+    They must run the network together then, on every batch, and the analysis runs it in each of them on images of its
+    own: they would wait for each other for ever.
+
+    Raises:
+        SettingError: if it is one; the message says what to do.
+    """
+    strategy: Any = trainer.strategy
+    if trainer.world_size > 1 and splits_parameters(strategy):
+        raise SettingError(
+            f"UnitRoleMonitor runs the network in each process on images of its own, and {type(strategy).__name__} "
+            "splits its parameters over the processes. Train with strategy='ddp', or look at the trained network with "
+            "analyze(model, train_data, val_data) in one process."
+        )
+
+
+def splits_parameters(strategy: Any) -> bool:
+    """Whether several processes hold parts of each parameter, and not only of gradients and optimizers."""
+    if _is_a(strategy, "DeepSpeedStrategy"):
+        return bool(strategy.zero_stage_3)
+    if _is_a(strategy, "FSDPStrategy"):
+        return getattr(getattr(strategy, "sharding_strategy", None), "name", "") != "NO_SHARD"
+    return _is_a(strategy, "ModelParallelStrategy")
+
+
 def averages_at_the_end(trainer: Trainer) -> bool:
     """Whether a callback gives the network other weights when training has ended."""
     return any(_is_a(one, _AVERAGING) or _is_a(one, _AVERAGING_AT_THE_END) for one in _callbacks(trainer))
 
 
-def _is_a(callback: Any, name: str) -> bool:
-    return any(kind.__name__ == name for kind in type(callback).__mro__)
+def _is_a(value: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(value).__mro__)
 
 
 def is_waited_for(trainer: Trainer) -> bool:
