@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
 
 def fit(arguments: argparse.Namespace, model: Classifier, train: DataLoader, val: DataLoader, *callbacks: Any) -> None:
     """One `Trainer.fit` of all epochs."""
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(0)
     trainer = pl.Trainer(
         max_epochs=arguments.epochs + arguments.pruning_epochs + arguments.fine_tuning_epochs,
         callbacks=list(callbacks),
@@ -149,7 +149,7 @@ def main() -> None:
     )
 
     def network() -> Classifier:
-        pl.seed_everything(0, verbose=False)
+        pl.seed_everything(0)
         return Classifier(arguments.network, num_classes, arguments.learning_rate, arguments.weights)
 
     pruning = UnitPruning(

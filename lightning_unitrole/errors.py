@@ -1,4 +1,6 @@
-"""Exceptions of the package. Every one of them is a :class:`UnitRoleError`."""
+"""Exceptions of the package, every one of them a :class:`UnitRoleError`, and the warning of what is to go."""
+
+import warnings
 
 
 class UnitRoleError(Exception):
@@ -36,3 +38,20 @@ def refuse_newer(what: str, version: int, known: int) -> None:
         raise DataError(
             f"{what} {version}; this version of lightning-unitrole reads up to {known}. Upgrade lightning-unitrole."
         )
+
+
+def deprecated(what: str, instead: str, *, until: str) -> None:
+    """Warn of something that is going to be removed, for one minor version at least before it is.
+
+    A ``FutureWarning``, which Python shows to people who run a program, unlike a ``DeprecationWarning``.
+
+    Args:
+        what: what is used, as the beginning of a sentence.
+        instead: what to write in its place.
+        until: the version without it.
+    """
+    warnings.warn(
+        f"{what} is deprecated and goes with lightning-unitrole {until}; write {instead} instead.",
+        FutureWarning,
+        stacklevel=3,
+    )

@@ -31,7 +31,7 @@ FIRST = 1
 
 def main(place: str, folder: str) -> None:
     torch.set_num_threads(1)
-    pl.seed_everything(1, verbose=False)
+    pl.seed_everything(1)
     roles = "turning_point" if place == "recording" else "contribution"
     monitor = UnitRoleMonitor(
         images_per_class=9, ablation_points=6, train_data=digits(301), every_n_epochs=1, roles=roles

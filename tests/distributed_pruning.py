@@ -22,7 +22,7 @@ class SaveGradients(pl.Callback):
 def main(processes: int, mode: str, folder: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    pl.seed_everything(1, verbose=False)
+    pl.seed_everything(1)
     model = Digits()
     monitor = UnitRoleMonitor(images_per_class=9, ablation_points=6, train_data=digits(301), every_n_epochs=9)
     pruning = UnitPruning(amount=0.5, choose_by="taylor", schedule="linear", start_epoch=1, end_epoch=2, mode=mode)

@@ -15,7 +15,7 @@ from lightning_unitrole.callbacks import UnitRoleMonitor
 def main(processes: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    pl.seed_everything(1, verbose=False)
+    pl.seed_everything(1)
     model = Digits()
     model.net = trained_net()
     monitors = [

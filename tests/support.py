@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn.datasets import load_digits
@@ -21,6 +22,8 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+
+adafactor = pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="torch has Adafactor since 2.5")
 
 
 def digits(count: int, *, start: int = 0, size: int = 16) -> TensorDataset:
@@ -96,6 +99,7 @@ def make_trainer(*callbacks: Any, **settings: Any) -> pl.Trainer:
 
 def fit_in_the_other_lightning(*callbacks: Any, **settings: Any) -> None:
     """Fits the digits in ``lightning.pytorch``, which is another package with classes of its own."""
+    pytest.importorskip("lightning.pytorch", minversion="2.6", reason="takes callbacks of the other package since 2.6")
     import lightning.pytorch
 
     class Other(lightning.pytorch.LightningModule):

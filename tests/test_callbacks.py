@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,6 @@ def test_validate_without_training_data_says_what_to_pass() -> None:
 
 
 def test_works_in_the_other_lightning() -> None:
-    pytest.importorskip("lightning.pytorch", minversion="2.6", reason="takes callbacks of the other package since 2.6")
     watched = monitor()
     fit_in_the_other_lightning(watched, max_epochs=1)
     assert watched.report is not None
@@ -208,7 +208,9 @@ def test_no_hook_stays_whatever_ends_the_run(error: type[BaseException]) -> None
                 raise error("stop here")
 
     model = Breaks()
-    with pytest.raises((error, SystemExit)):
+    # Lightning before 2.5 ends quietly at an interrupt.
+    ends = pytest.raises(error) if error is RuntimeError else suppress(error, SystemExit)
+    with ends:
         fit(monitor(images_per_class=12), model=model)
     assert hooks_of(model) == 0
 
@@ -456,11 +458,18 @@ def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
     assert "unitrole_ranking_gap/net.7/val" in header
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("key", ["unitrole_feature_entropy/net.7/val", "unitrole/net.7/feature_entropy/val"])
-def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path, key: str) -> None:
-    keep = ModelCheckpoint(dirpath=tmp_path, monitor=key)
+def test_scalars_can_be_monitored_by_other_callbacks(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, monitor="unitrole_feature_entropy/net.7/val")
     fit(monitor(), keep, enable_checkpointing=True)
+    assert keep.best_model_score is not None
+
+
+def test_a_former_key_goes_on_working_with_a_warning_that_names_the_present_one(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, monitor="unitrole/net.7/feature_entropy/val")
+    with pytest.warns(
+        FutureWarning, match=r"deprecated and .* 0\.3; write 'unitrole_feature_entropy/net\.7/val' instead"
+    ):
+        fit(monitor(), keep, enable_checkpointing=True)
     assert keep.best_model_score is not None
 
 

@@ -40,7 +40,7 @@ def monitor(**settings: Any) -> UnitRoleMonitor:
 
 
 def fit(*callbacks: Any, **settings: Any) -> pl.LightningModule:
-    pl.seed_everything(3, verbose=False)
+    pl.seed_everything(3)
     model = Digits()
     model.net = trained_net()
     make_trainer(*callbacks, **settings).fit(model, *loaders())

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from support import Digits, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer, trained_net
+from support import Digits, adafactor, digits, fit_in_the_other_lightning, hooks_of, loaders, make_trainer, trained_net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -461,6 +461,7 @@ def test_an_average_of_weights_is_refused() -> None:
         fit(seeded(), pruning(), averaging)
 
 
+@adafactor
 def test_an_optimizer_with_a_strange_memory_is_refused_and_nothing_is_changed() -> None:
     class Factored(Digits):
         def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -14,7 +14,7 @@ from lightning_unitrole.ablation.points import coarse_points, refined_points
 from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.network.structures import batch_size, take_rows
+from lightning_unitrole.network.structures import batch_size, map_tensors, take_rows
 from lightning_unitrole.network.units import UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.reports.curves import AblationCurve
 
@@ -38,7 +38,8 @@ def cumulative_ablation(
     for each point, at about the cost of one full pass plus, for each point, one through what lies behind the layer.
 
     Args:
-        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure with them.
+        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure with them, as for
+            :func:`~lightning_unitrole.analyze`.
         layer: name of a convolution, or a layer from :func:`~lightning_unitrole.network.units.find_unit_layers`.
         order: ``[U]`` units in the order in which they are switched off, every unit once.
         data: batches ``(inputs, targets)``, a list or a ``DataLoader`` that gives the same ones each time; tensors are
@@ -89,6 +90,8 @@ def cumulative_ablation(
             held = list(batches())
             batches_now = partial(iter, held)
         layer = _find_layer(runner, layer, batches_now)
+    if score_fn is None and (batches_now is not batches or iter(data) is not data):
+        _pick_logits(runner, batches_now)
     engine = AblationEngine(runner, layer, batches_now, score_fn=score_fn, max_memory=max_memory)
     curves = measure_curves(engine, [AblationRequest(torch.as_tensor(order))], points=points, progress=progress)
     if curves[0] is None:
@@ -194,11 +197,9 @@ class _Points:
 
 
 def _find_layer(runner: Runner, name: str, batches: Batches) -> UnitLayer:
-    first = next(iter(batches()), None)
-    if first is None:
+    inputs = _few(batches)
+    if inputs is None:
         raise DataError(f"Layer {name!r}: data has no images; expected at least one batch (inputs, targets).")
-    size = batch_size(first[0])
-    inputs = first[0] if size is None else take_rows(first[0], torch.arange(min(size, 2)), size)
     found = find_unit_layers(runner.forward, runner.model, inputs)
     chosen = select_layers(found, [name])
     if len(chosen) > 1:
@@ -206,3 +207,20 @@ def _find_layer(runner: Runner, name: str, batches: Batches) -> UnitLayer:
             f"layer={name!r} matches {len(chosen)} layers: {', '.join(one.name for one in chosen)}. Name one."
         )
     return chosen[0]
+
+
+def _pick_logits(runner: Runner, batches: Batches) -> None:
+    """Make the runner return the logits alone."""
+    inputs = _few(batches)
+    if inputs is not None:
+        with runner.undisturbed():
+            runner.pick_logits(inputs, runner.forward(map_tensors(inputs, torch.clone)))
+
+
+def _few(batches: Batches) -> Any:
+    """The inputs of two images; None where there are none."""
+    first = next(iter(batches()), None)
+    size = None if first is None else batch_size(first[0])
+    if first is None or size is None:
+        return None if first is None else first[0]
+    return take_rows(first[0], torch.arange(min(size, 2)), size)

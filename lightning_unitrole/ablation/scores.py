@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from lightning_unitrole.data.batches import class_indices
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.outputs import named_logits
 from lightning_unitrole.network.structures import tensors_in
 
 ScoreFn = Callable[[Any, Any], tuple[Tensor, ...]]
 """From the model's outputs and the targets of N images to the loss ``[N]`` and the score ``[N]`` of each image; a third
 entry ``[N]``, if there is one, is the margin that contributions are measured of, which is minus the loss without it."""
 
-_LOGITS = ("logits", "out")
 _TOP = 5
 
 
@@ -30,11 +30,8 @@ def first_tensor(outputs: Any) -> Tensor:
     Raises:
         DataError: if there is no tensor in it.
     """
-    for name in _LOGITS:
-        named = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if isinstance(named, Tensor):
-            return named
-    found = next(tensors_in(outputs), None)
+    named = named_logits(outputs)
+    found = next(tensors_in(outputs), None) if named is None else named
     if found is None:
         raise DataError(
             f"The model returned {type(outputs).__name__} without a tensor. Pass forward=, or forward_fn= of the "

@@ -40,11 +40,12 @@ def analyze(
     they were. The images used are the first ``images_per_class`` of each class, the same number on both sides.
 
     Args:
-        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure whose first tensor is
-            these.
+        model: maps the inputs of a batch to logits ``[images, classes]``, or to a structure with them: named
+            ``"logits"`` or ``"out"``, or the only outputs that no other is computed from.
         train_data: a ``DataLoader``, a ``Dataset`` or a list of batches.
         val_data: the same.
-        forward: called with the inputs instead of ``model``.
+        forward: called with the inputs instead of ``model``; such as ``lambda inputs: model(inputs)["scores"]`` where
+            it cannot be told which outputs are the logits.
         progress: progress bar, see :class:`~lightning_unitrole.network.runner.Runner`.
         epoch: where training stands, for the report and those who log it.
         global_step: optimizer steps taken so far, likewise.
@@ -52,7 +53,8 @@ def analyze(
 
     Raises:
         SettingError: if a setting is out of range or a layer unknown.
-        DataError: if the data do not fit; the message says what was found and what was expected.
+        DataError: if the data do not fit, or it cannot be told which outputs are the logits; the message says what was
+            found and what was expected.
 
     Source: arXiv:2103.09716v1 (entropy, ablation), arXiv:2011.00789 (roles).
     """

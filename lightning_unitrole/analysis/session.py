@@ -13,22 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_unitrole.ablation import (
-    classification_score,
-    first_tensor,
-)
+from lightning_unitrole.ablation import classification_score, first_tensor
 from lightning_unitrole.analysis.curves import LayerCurves, both_ways
 from lightning_unitrole.analysis.observer import Measured, Observer
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
-from lightning_unitrole.analysis.rules import with_rules
+from lightning_unitrole.analysis.rules import first_outputs, with_rules
 from lightning_unitrole.analysis.statistics import UnitRecorder
-from lightning_unitrole.data.batches import describe, split_batch
+from lightning_unitrole.data.batches import split_batch
 from lightning_unitrole.data.loaders import DataSource
 from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.data.sample import Sample, Samples
 from lightning_unitrole.errors import DataError
+from lightning_unitrole.network.outputs import named_logits
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.network.structures import map_tensors
+from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.network.units import MIN_MAP_SIZE, UnitLayer, find_unit_layers, select_layers
 from lightning_unitrole.ranking.criteria import (
     Criterion,
@@ -100,7 +98,7 @@ class AnalysisSession:
         birth_points(torch.zeros(0, 4, 4, device=runner.device), backend=options.backend)
         self.example_inputs, targets = split_batch(batch, options.batch_fn)
         with runner.undisturbed(parameters=True):
-            outputs = _outputs(runner, self.example_inputs)
+            outputs = first_outputs(runner, options, self.example_inputs, class_names)
             options, self.task, self.score_name = with_rules(options, outputs, targets, more)
             self.options = options
             found = find_unit_layers(runner.forward, runner.model, self.example_inputs)
@@ -187,12 +185,15 @@ class AnalysisSession:
             )
         on_train, on_val = self.sample(train, quota), self.sample(val, quota)
         if not self.roles_by_contribution:
-            return Samples(on_train, on_val, on_val, held_out=False)
+            on_val = on_val.to_keep()
+            return Samples(on_train.to_keep(), on_val, on_val, held_out=False)
         beyond = torch.where(quota > 0, torch.minimum(available, quota + self.curve_images), quota)
         held_out = bool((beyond > quota)[quota > 0].all())
         if held_out:
-            return Samples(on_train, on_val, self.sample(val, beyond, quota), held_out)
-        return Samples(on_train, on_val, self.sample(val, quota.clamp(max=self.curve_images)), held_out)
+            on_curves = self.sample(val, beyond, quota)
+        else:
+            on_curves = self.sample(val, quota.clamp(max=self.curve_images))
+        return Samples(on_train, on_val, on_curves.to_keep(), held_out)
 
     def report(
         self,
@@ -376,25 +377,11 @@ class AnalysisSession:
         if self.options.num_classes is not None:
             return self.options.num_classes
         logits = first_tensor(outputs)
-        if logits.ndim != 2:
+        several = named_logits(outputs) is None and len(list(tensors_in(outputs))) > 1
+        if several or logits.ndim != 2:
+            found = "several tensors" if several else f"a tensor of shape {list(logits.shape)}"
             raise DataError(
-                f"The model's output has shape {list(logits.shape)}; expected [images, classes] to see the number of "
-                "classes. Pass num_classes=."
+                f"The model returned {found}; expected [images, classes] to see the number of classes. Pass "
+                + ("num_classes=." if self.options.score_fn else f"{self.runner.forward_argument} to pick the logits.")
             )
         return int(logits.shape[1])
-
-
-def _outputs(runner: Runner, inputs: Any) -> Any:
-    """What the model makes of the inputs of a batch.
-
-    Raises:
-        DataError: if it is not made to be called with them.
-    """
-    try:
-        return runner.forward(map_tensors(inputs, torch.clone))
-    except (TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-        raise DataError(
-            f"Calling {type(runner.model).__name__} with {describe(inputs)}, the inputs of a batch, failed with "
-            f"{type(error).__name__}: {error}. Pass forward_fn=, a function from the model and the inputs to the "
-            "outputs (forward= of analyze), or batch_fn=, one from a batch to (inputs, targets)."
-        ) from error

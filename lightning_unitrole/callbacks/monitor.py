@@ -44,9 +44,11 @@ from lightning_unitrole.callbacks.surroundings import (
     images_of_an_epoch,
     is_waited_for,
     no_report,
+    refuse_split_parameters,
     same_name,
     setting_name,
     stand_before_averaging,
+    warn_of_former_keys,
 )
 from lightning_unitrole.callbacks.trainer import NOTHING_TO_VALIDATE, ForwardFn, TrainerAnalysis, check_layer_names
 from lightning_unitrole.data.loaders import DataSource, is_sequential
@@ -197,6 +199,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse names of layers that the model does not have."""
         check_layer_names(self.layers, pl_module)
+        refuse_split_parameters(trainer)
         stand_before_averaging(self, trainer)
         self._faults.warn(same_name(self, trainer), trainer)
         self._analysis = self._make_analysis().after(self._analysis)
@@ -213,6 +216,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             self._faults.warn(NOTHING_TO_VALIDATE, trainer)
         else:
             self._analysis.val_loader(trainer)
+        warn_of_former_keys(trainer)
         self._turns.start(trainer.current_epoch)
         self._pace.start(trainer.current_epoch)
         if is_lazy(pl_module):

@@ -14,6 +14,7 @@ from lightning_unitrole.callbacks.foresight import Foresight
 from lightning_unitrole.callbacks.measuring import callbacks_of
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.errors import DataError, SettingError, UnitRoleError, refuse_newer
+from lightning_unitrole.network.isolation import quantizers
 from lightning_unitrole.pruning.coupling import torch_pruning
 from lightning_unitrole.pruning.history import follow_state_dict
 from lightning_unitrole.pruning.importance import GROUP_TAYLOR, IMPORTANCES
@@ -237,6 +238,7 @@ class UnitPruning(Foresight):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the settings fit the model, try out what is to come, and measure the model as it is."""
         with self._going_on(trainer, "The network could not be measured before training", wrong=(UnitRoleError,)):
+            _refuse_quantized(pl_module)
             network = self._network(trainer, pl_module)
             self._rehearse(network, trainer, pl_module)
             self._begin(network, trainer)
@@ -300,6 +302,15 @@ class UnitPruning(Foresight):
             raise SettingError("No unit is masked; restore_masked works while training runs with mode='mask'.")
         self._mask.restore()
         self._mask = self._masked = None
+
+
+def _refuse_quantized(module: Any) -> None:
+    found = next(iter(quantizers(module)), None)
+    if found is not None:
+        raise SettingError(
+            f"UnitPruning cannot prune a network that is prepared for quantisation-aware training: {found!r} keeps a "
+            "scale for each channel. Prune first, and prepare the pruned network in a second fit."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_unitrole.ablation.scores import ScoreFn, first_tensor
+from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tasks import Task
 from lightning_unitrole.analysis.options import AnalysisOptions, options_of
 from lightning_unitrole.data.batches import class_indices, split_batch
@@ -31,6 +31,7 @@ from lightning_unitrole.network.losses import (
     entries,
     entry_at,
 )
+from lightning_unitrole.network.outputs import named_logits
 
 _log = logging.getLogger(__name__)
 
@@ -156,10 +157,13 @@ def _nothing(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros(())
 
 
-def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int = 0) -> StepReading | None:
-    """How the module's ``validation_step`` gets from a batch to its loss; None where calling the module says it all.
+def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int = 0) -> StepReading | str | None:
+    """How the module's ``validation_step`` gets from a batch to its loss.
 
     Call it in an undisturbed model.
+
+    Returns:
+        The reading; None where calling the module says it all; or in a sentence why the step says nothing.
 
     Args:
         pl_module: the module, attached to its trainer.
@@ -175,15 +179,17 @@ def read_step(pl_module: pl.LightningModule, batch: Any, *, dataloader_idx: int 
         watch = step.watch(batch)
     except Exception as error:  # a step may raise what it likes, for instance on a training batch
         _log.debug("validation_step could not be read.", exc_info=error)
-        return None
+        return f"validation_step fails on a training batch with {type(error).__name__}: {error}."
     finally:
         handle.remove()
     call = watch.preferred
-    if call is None or _says_it_all(calls, call, batch):
+    if call is None:
+        return "validation_step computes none of torch's losses, by which outputs and labels would be known."
+    if _says_it_all(calls, call, batch):
         return None
     target = _path_of(call, batch)
     if target is None and call.kind != "triplet_margin_loss":
-        return None
+        return f"validation_step computes {call.kind} of targets that are not in the batch."
     step.until(call)
     own = _own_score(call) if call.kind in COMPARISONS else None
     return StepReading(step, target, _task_of(call), own, call.kind)
@@ -193,7 +199,8 @@ def _says_it_all(calls: list[tuple[tuple[Any, ...], Any]], call: LossCall, batch
     """Whether the step does no more than call the module on the inputs and compute the loss from what it returns."""
     try:
         inputs, targets = split_batch(batch)
-        outputs = first_tensor(calls[0][1]) if len(calls) == 1 else None
+        outputs = calls[0][1] if len(calls) == 1 else None
+        outputs = outputs if isinstance(outputs, Tensor) else named_logits(outputs)
     except DataError:
         return False
     return (

@@ -10,7 +10,8 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import nn
 
-from lightning_unitrole.loggers.scalars import PREFIX
+from lightning_unitrole.errors import SettingError, deprecated
+from lightning_unitrole.loggers.scalars import PREFIX, present_key
 
 _AVERAGING, _AVERAGING_AT_THE_END = "WeightAveraging", "StochasticWeightAveraging"
 """Lightning's callbacks, known by name because there are two of each, one in either package."""
@@ -44,20 +45,59 @@ def _exchanges_weights(callback: Any) -> bool:
     return all(own) and package not in ("lightning", "pytorch_lightning", "lightning_unitrole")
 
 
+def refuse_split_parameters(trainer: Trainer) -> None:
+    """Refuse a strategy by which processes hold parts of each parameter.
+
+    They must run the network together then, on every batch, and the analysis runs it in each of them on images of its
+    own: they would wait for each other for ever.
+
+    Raises:
+        SettingError: if it is one; the message says what to do.
+    """
+    strategy: Any = trainer.strategy
+    if trainer.world_size > 1 and splits_parameters(strategy):
+        raise SettingError(
+            f"UnitRoleMonitor runs the network in each process on images of its own, and {type(strategy).__name__} "
+            "splits its parameters over the processes. Train with strategy='ddp', or look at the trained network with "
+            "analyze(model, train_data, val_data) in one process."
+        )
+
+
+def splits_parameters(strategy: Any) -> bool:
+    """Whether several processes hold parts of each parameter, and not only of gradients and optimizers."""
+    if _is_a(strategy, "DeepSpeedStrategy"):
+        return bool(strategy.zero_stage_3)
+    if _is_a(strategy, "FSDPStrategy"):
+        return getattr(getattr(strategy, "sharding_strategy", None), "name", "") != "NO_SHARD"
+    return _is_a(strategy, "ModelParallelStrategy")
+
+
 def averages_at_the_end(trainer: Trainer) -> bool:
     """Whether a callback gives the network other weights when training has ended."""
     return any(_is_a(one, _AVERAGING) or _is_a(one, _AVERAGING_AT_THE_END) for one in _callbacks(trainer))
 
 
-def _is_a(callback: Any, name: str) -> bool:
-    return any(kind.__name__ == name for kind in type(callback).__mro__)
+def _is_a(value: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(value).__mro__)
 
 
 def is_waited_for(trainer: Trainer) -> bool:
     """Whether a callback or a schedule of the learning rate looks at a key of a report, and fails without it."""
+    return any(name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in _awaited(trainer))
+
+
+def warn_of_former_keys(trainer: Trainer) -> None:
+    """Warn of each key of an earlier version that a callback or a schedule of the learning rate looks at."""
+    for name in _awaited(trainer):
+        present = present_key(name)
+        if present is not None:
+            deprecated(f"The key {name!r}, which a callback monitors,", repr(present), until="0.3")
+
+
+def _awaited(trainer: Trainer) -> list[str]:
     schedules = [one.monitor for one in trainer.lr_scheduler_configs]
     names = [getattr(one, "monitor", None) for one in _callbacks(trainer)] + schedules
-    return any(isinstance(name, str) and name.startswith((f"{PREFIX}/", f"{PREFIX}_")) for name in names)
+    return [name for name in names if isinstance(name, str)]
 
 
 def _callbacks(trainer: Trainer) -> Iterator[Any]:

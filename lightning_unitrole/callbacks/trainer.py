@@ -23,7 +23,7 @@ from lightning_unitrole.data.batches import split_batch
 from lightning_unitrole.data.loaders import DataSource, as_batches, check_readable, class_names_behind, first_batch
 from lightning_unitrole.data.mixing import unmixed
 from lightning_unitrole.data.probe import Probe
-from lightning_unitrole.errors import SettingError
+from lightning_unitrole.errors import DataError, SettingError
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.tracing import module_of
 from lightning_unitrole.reports.report import UnitReport
@@ -34,6 +34,10 @@ ForwardFn = Callable[[Any, Any], Any]
 NOTHING_TO_VALIDATE = (
     "There is no validation batch, so UnitRoleMonitor has nothing to analyse. Pass validation data to fit; if you do, "
     "check that they are not empty and that limit_val_batches is not 0."
+)
+_NO_LOGITS = (
+    "Where the outputs are no logits, as with a contrastive loss, pass score_fn= too, a function from the outputs and "
+    "the targets to the loss and the score of each image, with num_classes=, the number of different labels."
 )
 _TOLD_BY = 64
 """Training images by which the task is told where two do not suffice."""
@@ -50,6 +54,8 @@ class TrainerRunner(Runner):
         pl_module: the module.
         forward_fn: called with the module and the inputs instead of the module.
     """
+
+    forward_argument = "forward_fn="
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, forward_fn: ForwardFn | None = None) -> None:
         forward = pl_module if forward_fn is None else partial(forward_fn, pl_module)
@@ -183,7 +189,7 @@ class TrainerAnalysis:
         self._session: AnalysisSession | None = None
         self._train_probe: Probe | None = None
         self._checked = False
-        self._announced: str | None = None
+        self._announced: list[str] = []
         self._seen: weakref.ref[Any] | None = None
 
     def session(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AnalysisSession:
@@ -205,18 +211,28 @@ class TrainerAnalysis:
                 with runner.undisturbed(parameters=True):  # both run code of the user's
                     batch = runner.transfer(batch)
                     reading = self._read_step(pl_module, batch)
-                if reading is not None:
+                if isinstance(reading, StepReading):
                     runner = TrainerRunner(trainer, pl_module, lambda module, batch: reading.forward(batch))
                     options = reading.options(options)
                 more = partial(first_batch, as_batches(source, name="training"), name="training", size=_TOLD_BY)
                 names = class_names_behind(source)
-                self._session = AnalysisSession(runner, options, batch, names, more=more)
+                try:
+                    self._session = AnalysisSession(runner, options, batch, names, more=more)
+                except DataError as error:
+                    if isinstance(reading, str):
+                        raise DataError(f"{reading} {error} {_NO_LOGITS}") from error
+                    raise
                 source = unmixed(source, batch, partial(split_batch, batch_fn=options.batch_fn))
             self._train_probe = self._session.probe(source, name="training")
-            if self._session.task not in (None, self._announced):
-                self._announced = self._session.task
-                rank_zero_info(self._announced)
+            self._announce(self._session.task)
+            if isinstance(reading, str):
+                self._announce(_taken_for_logits(reading, self._session))
         return self._session
+
+    def _announce(self, line: str | None) -> None:
+        if line is not None and line not in self._announced:
+            self._announced.append(line)
+            rank_zero_info(line)
 
     def _training_source(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DataSource:
         if self._train_data is not None:
@@ -226,7 +242,7 @@ class TrainerAnalysis:
         self._seen = weakref.ref(source) if isinstance(source, (DataLoader, Dataset)) else None
         return source
 
-    def _read_step(self, pl_module: pl.LightningModule, batch: Any) -> StepReading | None:
+    def _read_step(self, pl_module: pl.LightningModule, batch: Any) -> StepReading | str | None:
         options = self.options
         if self._forward_fn is not None or options.batch_fn is not None or options.score_fn is not None:
             return None
@@ -264,6 +280,16 @@ class TrainerAnalysis:
     def forget(self) -> None:
         """Find the layers again when they are next needed: the model or the data have changed."""
         self._session = self._train_probe = None
+
+
+def _taken_for_logits(reading: str, session: AnalysisSession) -> str | None:
+    """What is taken for granted where nothing is known of the loss; None where the user or the task says more."""
+    if session.options.score_fn is not None:
+        return None
+    return (
+        f"Unit roles: {reading} What the module returns is taken for the logits of {session.num_classes} classes. Pass "
+        "score_fn= if it is not."
+    )
 
 
 def check_layer_names(layers: str | Sequence[str], module: nn.Module) -> None:

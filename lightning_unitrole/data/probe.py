@@ -33,7 +33,8 @@ from lightning_unitrole.data.loaders import (
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.structures import map_tensors, num_bytes, take_rows
 
-_CACHE_BYTES = 128 * 2**20
+KEPT_BYTES = 128 * 2**20
+"""Size of a probe that is kept in memory without anybody asking for it."""
 _LABELS_TO_CHECK = 32
 
 
@@ -137,17 +138,24 @@ class Probe:
         self._cache.clear()
 
     def batches(
-        self, quota: Tensor, *, start: Tensor | None = None, shard: int = 0, shards: int = 1
+        self,
+        quota: Tensor,
+        *,
+        start: Tensor | None = None,
+        shard: int = 0,
+        shards: int = 1,
+        kept_bytes: int = KEPT_BYTES,
     ) -> Iterator[ProbeBatch]:
         """The images of each group with places from ``start`` to below ``quota``, every ``shards``-th of them.
 
-        Small probes are kept in memory until :meth:`release`.
+        Small ones are kept in memory until :meth:`release`.
 
         Args:
             quota: ``[C]`` int64, at most what :meth:`available` says.
             start: ``[C]`` int64; zeros when left out.
             shard: index of this process.
             shards: number of processes among which the images are dealt out.
+            kept_bytes: how large they may be to be kept.
 
         Raises:
             DataError: if the batches do not fit, or an image has another label than when it was chosen.
@@ -163,7 +171,7 @@ class Probe:
         for batch in self._read(start, quota, shard, shards):
             if kept is not None:
                 size += num_bytes(batch.batch)
-                kept = [*kept, batch.copy()] if size <= _CACHE_BYTES else None
+                kept = [*kept, batch.copy()] if size <= kept_bytes else None
             yield batch
         if kept is not None:
             self._cache[key] = kept

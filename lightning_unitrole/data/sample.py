@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lightning_unitrole.data.batches import BatchFn, split_batch
-from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.data.probe import KEPT_BYTES, Probe
 from lightning_unitrole.network.runner import Runner
+
+_KEPT_FOR_CURVES = 2**30
 
 
 class Images(NamedTuple):
@@ -39,6 +41,7 @@ class Sample:
         start: ``[C]`` int64, from this on.
         runner: runs the model, and says which share of the images this process has.
         batch_fn: takes batches apart.
+        kept_bytes: how large they may be to stay in memory after they were read for the first time.
     """
 
     probe: Probe
@@ -46,6 +49,7 @@ class Sample:
     start: Tensor
     runner: Runner
     batch_fn: BatchFn | None = None
+    kept_bytes: int = KEPT_BYTES
 
     @property
     def images(self) -> Tensor:
@@ -59,10 +63,16 @@ class Sample:
 
     def __iter__(self) -> Iterator[Images]:
         runner = self.runner
-        batches = self.probe.batches(self.quota, start=self.start, shard=runner.shard, shards=runner.shards)
+        batches = self.probe.batches(
+            self.quota, start=self.start, shard=runner.shard, shards=runner.shards, kept_bytes=self.kept_bytes
+        )
         for batch in batches:
             inputs, targets = split_batch(runner.transfer(batch.batch), self.batch_fn)
             yield Images(inputs, targets, batch.groups.to(runner.device), batch.ranks.to(runner.device) % 2)
+
+    def to_keep(self) -> Sample:
+        """The same where curves are measured: images that are read again and again stay in memory up to 1 GiB."""
+        return replace(self, kept_bytes=_KEPT_FOR_CURVES)
 
     def release(self) -> None:
         """Free the images that are kept in memory."""

@@ -26,13 +26,14 @@ slash is the group under which TensorBoard shows a measure of all layers:
 
 Means leave out units without any birth point. A value that does not exist, such as a role share without ablation, is
 not logged. ``<layer>`` is ``<name>/<layer>`` for a monitor that was given a name. In ``trainer.callback_metrics`` each
-has its name of earlier versions too, ``unitrole/<layer>/<measure>`` and what follows, so that callbacks that monitor
-one go on working.
+has its name of 0.1 too, ``unitrole/<layer>/<measure>`` and what follows, so that callbacks that monitor one go on
+working until 0.3.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -46,6 +47,10 @@ from lightning_unitrole.reports.roles import UnitRole, role_transitions, stabili
 Value = TypeVar("Value")
 
 PREFIX = "unitrole"
+_FORMER_KEY = re.compile(
+    PREFIX + r"/(?P<layer>.+)/(?P<measure>role_share|role_stability|ranking_gap|feature_entropy|selective_rate|"
+    r"ineffectiveness)(?P<detail>/[a-z_]+)?"
+)
 _SHARES = (UnitRole.BOTH, UnitRole.TRAIN_ONLY, UnitRole.VAL_ONLY, UnitRole.NEITHER)
 
 
@@ -81,6 +86,17 @@ def scalar_key(measure: str, layer: str) -> str:
         'unitrole_ranking_gap/layer1.0.conv2'
     """
     return f"{PREFIX}_{measure}/{layer}"
+
+
+def present_key(key: str) -> str | None:
+    """The key that stands for one of earlier versions; None for any other key.
+
+    Example:
+        >>> present_key("unitrole/layer1.0.conv2/ranking_gap/val")
+        'unitrole_ranking_gap/layer1.0.conv2/val'
+    """
+    found = _FORMER_KEY.fullmatch(key)
+    return None if found is None else scalar_key(found["measure"], found["layer"]) + (found["detail"] or "")
 
 
 def _scalars(report: UnitReport, before: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str, float]]:

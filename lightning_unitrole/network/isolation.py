@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import checkpoint as checkpointing
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
 from lightning_unitrole.network.reachable import (
@@ -34,7 +35,8 @@ _kept: list[Snapshot] = []
 def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Evaluate ``model`` inside this context and find everything as it was after it.
 
-    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed. After it, also
+    Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed, ranges of
+    quantisation as they are. After it, also
     when an error leaves it: modes, buffers, attributes of the modules and of what they hold (metrics, memories, hooks
     with a state, generators of their own; see :class:`~lightning_unitrole.network.snapshot.Snapshot`), hooks, and the
     random states of the process are as before. All buffers and tensor attributes are copied once for this; inside of
@@ -63,6 +65,8 @@ def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]
     # An inference tensor has no version counter, and a recorded forward pass must see in-place changes.
     with (
         eager(model),
+        differentiable_checkpoints(),
+        still_observers(model),
         torch.inference_mode(False),
         torch.no_grad(),
         preserve_rng(generators=snapshot.generators),
@@ -182,6 +186,77 @@ def eager(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, name, value in replaced:
             attributes[name] = value
+
+
+@contextmanager
+def differentiable_checkpoints() -> Iterator[None]:
+    """Let activation checkpoints of the reentrant kind be of the other kind inside this context.
+
+    They have gradients only where ``backward`` asks for those of parameters, and hide what is inside of them.
+    """
+    kind = checkpointing.CheckpointFunction
+    before = vars(kind).get("apply")
+    try:
+        kind.apply = staticmethod(_checkpoint)
+        yield
+    finally:
+        if before is None:
+            del kind.apply  # which it inherits
+        else:
+            kind.apply = before
+
+
+def _checkpoint(function: Any, preserve: bool, *args: Any) -> Any:
+    return checkpointing.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve)
+
+
+@contextmanager
+def still_observers(model: nn.Module) -> Iterator[None]:
+    """Let the ranges that quantisation works with stay as they are inside this context.
+
+    Observers go on observing in evaluation mode, so that the network would be another one after each pass. Those that
+    have seen nothing so far have no range that could stay.
+    """
+    fakes = quantizers(model).values()
+    fresh = [module for module in fakes if not _has_observed(module)]
+    switches = [_switch(module) for module in fakes if module not in fresh]
+    before = [switch.clone() for switch in switches]
+    needed = {module for parent in fresh for module in parent.modules()}
+    observers = [module for module in model.modules() if _is_observer(module) and module not in needed]
+    try:
+        for switch in switches:
+            switch.zero_()
+        for observer in observers:
+            observer.forward = _unchanged
+        yield
+    finally:
+        for observer in observers:
+            vars(observer).pop("forward", None)
+        for switch, value in zip(switches, before, strict=True):
+            switch.copy_(value)
+
+
+def quantizers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that round numbers as a quantised network will, by name, as for quantisation-aware training."""
+    return {name: module for name, module in model.named_modules() if isinstance(_switch(module), torch.Tensor)}
+
+
+def _switch(module: nn.Module) -> Any:
+    return getattr(module, "observer_enabled", None)
+
+
+def _has_observed(quantizer: nn.Module) -> bool:
+    lowest = getattr(getattr(quantizer, "activation_post_process", None), "min_val", None)
+    return not isinstance(lowest, torch.Tensor) or (lowest.numel() > 0 and bool(lowest.isfinite().all()))
+
+
+def _is_observer(module: nn.Module) -> bool:
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "ObserverBase" for kind in kinds) and "forward" not in vars(module)
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.losses import entry_at
+from lightning_unitrole.network.outputs import find_logits
 from lightning_unitrole.network.structures import map_tensors
 
 Forward = Callable[[Any], Any]
@@ -37,10 +39,12 @@ class Runner:
         device: where its first parameter lies; the CPU if it has none.
         shard: index of this process.
         shards: number of processes that share the images.
+        forward_argument: name of the argument by which a user says how the model is called.
     """
 
     shard = 0
     shards = 1
+    forward_argument = "forward="
 
     def __init__(self, model: nn.Module, *, forward: Forward | None = None, progress: Progress = no_progress) -> None:
         if forward is None:
@@ -57,6 +61,19 @@ class Runner:
     def forward(self, inputs: Any) -> Any:
         """What the model makes of the inputs of a batch."""
         return self._forward(inputs)
+
+    def pick_logits(self, inputs: Any, outputs: Any, *, classes: int | None = None) -> Any:
+        """The logits among what the model returned, which :meth:`forward` returns alone from now on.
+
+        Raises:
+            DataError: if it cannot be told which they are; see :func:`~lightning_unitrole.network.outputs.find_logits`.
+        """
+        path = find_logits(self.forward, inputs, outputs, classes=classes, argument=self.forward_argument)
+        if path is None:
+            return outputs
+        forward = self._forward
+        self._forward = lambda inputs: entry_at(forward(inputs), path)
+        return entry_at(outputs, path)
 
     def transfer(self, batch: Any) -> Any:
         """The batch, on the model's device."""

@@ -35,6 +35,9 @@ ACTIVATIONS = frozenset({
     "logsigmoid", "tanhshrink", "hardshrink", "softshrink", "erf",
 })
 # fmt: on
+HEADS = ("batch", "head", "token", "channel")
+"""Dimensions of what attention gives, before its heads are joined."""
+ATTENTION = "scaled_dot_product_attention"
 DROPOUTS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
 )
@@ -158,6 +161,8 @@ class Trace:
         linear_behind: whether channels are mixed by a linear layer behind the last convolution.
         flat: the same as ``convolutions`` for convolutions in one and three dimensions and linear layers, whose units
             lie along the dimension ``dim`` of the output.
+        heads: the same for attention, whose units are its heads ``[batch, heads, tokens, width]`` before they are
+            joined.
     """
 
     convolutions: list[Convolution]
@@ -167,6 +172,7 @@ class Trace:
     outputs: tuple[tuple[int, ...], ...]
     linear_behind: bool
     flat: list[Convolution] = field(default_factory=list)
+    heads: list[Convolution] = field(default_factory=list)
 
     def site(self, step: Step) -> TapSite | None:
         """Where the tensor of ``step`` can be caught; ``None`` when no module runs at that moment."""
@@ -191,7 +197,10 @@ def trace_forward(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) 
     tops = tracer.top_level
     root = tops[0] if tops and tops.count(tops[0]) == 1 and tracer.calls[tops[0]] == 1 else None
     shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(outputs))
-    return Trace(tracer.convolutions, tracer.calls, root, batch_size(inputs), shapes, tracer.linear_behind, tracer.flat)
+    return Trace(
+        tracer.convolutions, tracer.calls, root, batch_size(inputs), shapes, tracer.linear_behind, tracer.flat,
+        tracer.heads,
+    )  # fmt: skip
 
 
 class _Tracer(TorchFunctionMode):
@@ -205,6 +214,8 @@ class _Tracer(TorchFunctionMode):
         self.functions: Counter[str] = Counter()
         self.convolutions: list[Convolution] = []
         self.flat: list[Convolution] = []
+        self.heads: list[Convolution] = []
+        self.weights: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()  # of attention
         self.linear_behind = False
         self.last: Step | None = None
         self.carried: MutableMapping[Tensor, _Carried] = WeakTensorKeyDictionary()
@@ -263,6 +274,7 @@ class _Tracer(TorchFunctionMode):
         depths = [self.depth[tensor] for tensor in operands if tensor in self.depth]
         carried = _Carried()
         self.linear_behind |= kind in LINEAR
+        self._attend(kind, step, args, outputs)
         if kind in CONVOLUTIONS and step.shape and len(operands) > 1:
             convolution = self._convolution(args, kwargs, step, max(depths, default=0) + 1)
             self.convolutions.append(convolution)
@@ -282,6 +294,18 @@ class _Tracer(TorchFunctionMode):
             self.carried.pop(tensor, None)
         if carried.linear or carried.active:
             self.carried[outputs[0]] = carried
+
+    def _attend(self, kind: str, step: Step, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """Note attention: one call of torch, or values that are mixed by what a softmax made."""
+        if len(step.shape) != len(HEADS):
+            return
+        weighed = bool(args) and isinstance(args[0], Tensor) and args[0] in self.weights
+        if kind == "softmax" or (weighed and (kind in DROPOUTS or kind in UNCHANGED)):
+            self.weights[outputs[0]] = True
+        elif step.owner is not None and (kind == ATTENTION or (weighed and kind == "matmul")):
+            earlier = sum(head.module == step.owner for head in self.heads)
+            name = f"{step.owner}#heads{f'#{earlier}' if earlier else ''}"
+            self.heads.append(Convolution(name, step.owner, 0, step, step))
 
     def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: Step, depth: int) -> Convolution:
         owner = step.owner or ""

@@ -1,7 +1,7 @@
 """The units of a model: finding them by running one batch, and choosing among them.
 
 A unit is one output channel of a convolution, seen after its normalisation and its activation; also of a convolution in
-one or three dimensions, and of a linear layer, be it at each token of a grid. A convolution whose
+one or three dimensions, of a linear layer, be it at each token of a grid, and a head of attention. A convolution whose
 output is mixed across channels, pooled or concatenated before any activation is seen after its normalisation
 ("linear" units).
 """
@@ -76,12 +76,15 @@ class FoundUnits:
             convolution to as many channels as there are classes.
         flat: units of convolutions in one and three dimensions and of linear layers, chosen by name, or where there is
             no more than one convolution in two dimensions, such as one that makes tokens of patches.
+        heads: heads of attention, chosen by name alone: ``blocks.0.attn#heads`` are those of the module
+            ``blocks.0.attn``.
     """
 
     layers: Mapping[str, UnitLayer]
     skipped: Mapping[str, str]
     head: str | None = None
     flat: Mapping[str, UnitLayer] = field(default_factory=dict)
+    heads: Mapping[str, UnitLayer] = field(default_factory=dict)
 
     @property
     def main(self) -> Mapping[str, UnitLayer]:
@@ -123,7 +126,22 @@ def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: An
         )  # fmt: skip
     flat = _flat_layers(trace, next(iter(layers.values())).map_size if layers else None)
     head = _head(layers, trace) if len(layers) > 1 else _flat_head(flat, trace)
-    return FoundUnits(layers, skipped, head, {name: one for name, one in flat.items() if name not in layers})
+    flat = {name: one for name, one in flat.items() if name not in layers}
+    return FoundUnits(layers, skipped, head, flat, _heads(trace))
+
+
+def _heads(trace: Trace) -> dict[str, UnitLayer]:
+    """Heads of attention over all tokens of an image; windows of it are other images to such a layer."""
+    found = {}
+    for attention in trace.heads:
+        batch, heads, *places = attention.tap.shape
+        site = trace.site(attention.tap)
+        if site is not None and heads > 1 and trace.batch in (None, batch):
+            size = (1, prod(places))
+            found[attention.name] = UnitLayer(
+                attention.name, heads, size, site, attention.module, None, None, dim=1, grid=False
+            )
+    return found
 
 
 def _flat_layers(trace: Trace, grid: tuple[int, int] | None) -> dict[str, UnitLayer]:
@@ -204,7 +222,8 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: i
         found: from :func:`find_unit_layers`.
         layers: ``"auto"`` takes the last output of a stage of each map size, a residual sum where there is one, and
             neither the outputs of the model nor maps smaller than ``smallest``, unless there are no others; ``"all"``
-            takes every layer; otherwise names, or globs as in :mod:`fnmatch`, one or several.
+            takes every layer; otherwise names, or globs as in :mod:`fnmatch`, one or several, also of heads of
+            attention, such as ``"*#heads"``.
         smallest: rows or columns that maps must have for ``"auto"``.
 
     Returns:
@@ -219,7 +238,7 @@ def select_layers(found: FoundUnits, layers: str | Sequence[str], *, smallest: i
         return list(found.main.values())
     if layers == "auto":
         return _automatic(found, smallest) if len(found.layers) > 1 else _automatic_flat(found, smallest)
-    named = {**found.layers, **found.flat}
+    named = {**found.layers, **found.flat, **found.heads}
     chosen: set[str] = set()
     patterns = [layers] if isinstance(layers, str) else list(layers)
     if not patterns:
@@ -291,8 +310,9 @@ def _output(stage: Sequence[UnitLayer]) -> UnitLayer:
 
 
 def _unknown(pattern: str, found: FoundUnits) -> str:
-    close = difflib.get_close_matches(pattern, found.layers, n=3, cutoff=0.5)
-    others = [name for name in found.layers if name not in close]
+    known = found.heads if pattern.partition("#")[2].startswith("heads") and found.heads else found.main
+    close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+    others = [name for name in known if name not in close]
     left_out = fnmatch.filter(found.skipped, pattern)
     why = (
         f" It matches only layers that were left out: {left_out[0]!r}: {found.skipped[left_out[0]]}."

@@ -32,17 +32,8 @@ def remove_checked(forward: Callable[[Any], Any], model: nn.Module, removal: Rem
     Raises:
         TraceError: if the smaller network does not run, or its outputs differ. The network is as it was then.
     """
-    tolerance = _tolerance(forward, model, inputs)
-    expected = _outputs(forward, model, inputs, removal)
-    change = remove(model, removal)
-    try:
-        outputs = _outputs(forward, model, inputs)
-    except Exception as error:
-        change.undo()
-        raise TraceError(
-            f"Without these units the forward pass fails, so nothing was removed: {type(error).__name__}: {error}. "
-            "Does the model write a number of channels into its forward method? Leave out the layer with skip_layers=."
-        ) from error
+    expected, tolerance = _masked(forward, model, removal, inputs)
+    change, outputs = _removed(forward, model, removal, inputs)
     alike = [tensor.shape for tensor in expected] == [tensor.shape for tensor in outputs]
     for before, after in zip(expected, outputs, strict=False):
         difference = float((before - after).abs().max()) if alike and before.numel() else 0.0
@@ -57,8 +48,41 @@ def remove_checked(forward: Callable[[Any], Any], model: nn.Module, removal: Rem
     return change
 
 
-def _tolerance(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) -> float:
-    """The tolerance for the coarsest type that a layer, or the whole network, computes in."""
+def remove_running(forward: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any) -> Change:
+    """Make a network smaller, and see that it runs; for half the time of :func:`remove_checked`.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        model: the network; changed in place.
+        removal: what stays.
+        inputs: a batch; two images are enough.
+
+    Raises:
+        TraceError: if the smaller network does not run. The network is as it was then.
+    """
+    return _removed(forward, model, removal, inputs)[0]
+
+
+def _removed(
+    forward: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any
+) -> tuple[Change, list[Tensor]]:
+    """The change that was made, and the outputs after it."""
+    change = remove(model, removal)
+    try:
+        with undisturbed(model), torch.no_grad():
+            return change, _floats(forward(inputs))
+    except Exception as error:
+        change.undo()
+        raise TraceError(
+            f"Without these units the forward pass fails, so nothing was removed: {type(error).__name__}: {error}. "
+            "Does the model write a number of channels into its forward method? Leave out the layer with skip_layers=."
+        ) from error
+
+
+def _masked(
+    forward: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any
+) -> tuple[list[Tensor], float]:
+    """Outputs with units at zero, and the tolerance for the coarsest type that a layer, or the whole, computes in."""
     found: set[torch.dtype] = set()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -67,20 +91,17 @@ def _tolerance(forward: Callable[[Any], Any], model: nn.Module, inputs: Any) -> 
     hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with undisturbed(model), torch.no_grad():
-            note(model, (), forward(inputs))
+            mask = UnitMask(model, removal)
+            try:
+                outputs = forward(inputs)
+                note(model, (), outputs)
+            finally:
+                mask.restore()
     finally:
         for hook in hooks:
             hook.remove()
-    return max((TOLERANCES.get(dtype, COARSE) for dtype in found), default=COARSE)
+    return _floats(outputs), max((TOLERANCES.get(dtype, COARSE) for dtype in found), default=COARSE)
 
 
-def _outputs(
-    forward: Callable[[Any], Any], model: nn.Module, inputs: Any, removal: Removal | None = None
-) -> list[Tensor]:
-    with undisturbed(model), torch.no_grad():
-        mask = None if removal is None else UnitMask(model, removal)
-        try:
-            return [tensor.detach().double() for tensor in tensors_in(forward(inputs)) if tensor.is_floating_point()]
-        finally:
-            if mask is not None:
-                mask.restore()
+def _floats(outputs: Any) -> list[Tensor]:
+    return [tensor.detach().double() for tensor in tensors_in(outputs) if tensor.is_floating_point()]

@@ -159,7 +159,7 @@ class Finder:
                 for root, index in zip(entry.root_idxs, entry.idxs, strict=True):
                     fresh[root].channels[self.names[target]].add(index)
             self._tie_groups(entry, fresh)
-        for item in fresh:
+        for item in {id(item): item for item in fresh}.values():
             self._merge(item)
 
     def _reached(self, module: nn.Module, function: Any, width: int) -> list[_Entry]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_unitrole.errors import SettingError, TraceError
-from lightning_unitrole.pruning.equivalence import remove_checked
+from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.pruning.equivalence import remove_checked, remove_running
 from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup
 from lightning_unitrole.pruning.optimizers import check_optimizers, try_optimizers
-from lightning_unitrole.pruning.removal import plan_removal
+from lightning_unitrole.pruning.removal import Change, plan_removal
 from lightning_unitrole.pruning.selection import Candidate, Limits, choose
 
 
@@ -94,17 +97,28 @@ def blocked_groups(
         all shrink together.
     """
 
-    def fault(chosen: Sequence[str]) -> TraceError | None:
-        with torch.inference_mode(False):
-            try:
-                remove_checked(forward, model, plan_removal(graph, {name: [0] for name in chosen}), inputs).undo()
-            except TraceError as error:
-                return error
+    def fault(make: Callable[..., Change], chosen: Sequence[str]) -> TraceError | None:
+        try:
+            make(forward, model, plan_removal(graph, {name: [0] for name in chosen}), inputs).undo()
+        except TraceError as error:
+            return error
         return None
 
+    # Layers of one kind, as in the blocks of a transformer, as a rule work together, or none of them does.
+    names = sorted((group.name for group in groups if len(group) > 1), key=lambda name: re.sub(r"\d+", "", name))
+    with torch.inference_mode(False), undisturbed(model):
+        running, failing = _sorted_out(names, partial(fault, remove_running))
+        _, differing = _sorted_out(running, partial(fault, remove_checked))
+    return failing | differing
+
+
+def _sorted_out(
+    names: Sequence[str], fault: Callable[[Sequence[str]], TraceError | None]
+) -> tuple[list[str], dict[str, str]]:
+    """The names that are without fault together, and for each of the others what its fault is."""
     working: list[str] = []
     blocked: dict[str, str] = {}
-    waiting = [[group.name for group in groups if len(group) > 1]]
+    waiting = [[*names]]
     while waiting:
         chunk = waiting.pop()
         error = fault([*working, *chunk]) if chunk else None
@@ -115,7 +129,7 @@ def blocked_groups(
         else:
             half = len(chunk) // 2
             waiting += [chunk[half:], chunk[:half]]
-    return blocked
+    return working, blocked
 
 
 def _what_happened(error: TraceError) -> str:

@@ -88,15 +88,16 @@ def pack(info: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
         (3, [0, 3])
     """
     offset = 0
-    described, chunks = [], []
+    described: list[list[Any]] = []
+    chunks: list[memoryview | bytes] = []
     for name, array in arrays.items():
         kind = f"{array.dtype.kind}{array.dtype.itemsize}"
         if kind not in DTYPES:
             raise TypeError(f"Array {name!r} has dtype {array.dtype}; expected one of {', '.join(DTYPES)}.")
-        data = np.ascontiguousarray(array, dtype=f"<{kind}").tobytes()
+        data = np.ascontiguousarray(array, dtype=f"<{kind}").reshape(-1).view(np.uint8).data
         described.append([name, kind, list(array.shape), offset])
-        chunks.append(data + bytes(-len(data) % ALIGNMENT))
-        offset += len(chunks[-1])
+        chunks += [data, bytes(-len(data) % ALIGNMENT)]
+        offset += len(data) + len(chunks[-1])
     header = json.dumps({"info": dict(info), "arrays": described}, allow_nan=False).encode()
     header += b" " * (-(len(MAGIC) + 4 + len(header)) % ALIGNMENT)
     return b"".join([MAGIC, struct.pack("<I", len(header)), header, *chunks])

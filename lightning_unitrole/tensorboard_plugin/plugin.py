@@ -38,7 +38,7 @@ from lightning_unitrole.tensorboard_plugin.index import (
 )
 from lightning_unitrole.tensorboard_plugin.packing import Array, pack
 from lightning_unitrole.tensorboard_plugin.query import Query, RequestError, index_of
-from lightning_unitrole.tensorboard_plugin.reading import Series, answer_time
+from lightning_unitrole.tensorboard_plugin.reading import Series, Shelf, Table, answer_time
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
     FORMAT_VERSION,
@@ -116,6 +116,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
 
     def __init__(self, context: base_plugin.TBContext) -> None:
         self._provider = context.data_provider
+        self._shelf = Shelf()
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
@@ -206,15 +207,23 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return _answer(series, info, {"table": table, "verdict": verdict, "doubt_roles": roles, "doubt_order": order})
 
     def _layer(self, query: Query) -> bytes:
-        """Chosen fields of a layer's units, each ``[steps, units]``."""
+        """Chosen fields of a layer's units, each ``[steps, units]``; of one ``unit`` or ``until`` one step alone."""
         layer = query.layer
         fields = list(dict.fromkeys(query.text("fields", "roles").split(",")))
         unknown = [name for name in fields if name not in STATE_FIELDS]
         if unknown:
             raise RequestError(400, f"Unknown fields {unknown}; there are {list(STATE_FIELDS)}.")
-        series = query.read(layer_tag(layer.name, "state"), state_part(layer, fields))
-        arrays = {name: series.stack(name, np.empty((0, layer.units), STATE_FIELDS[name])) for name in fields}
-        return _answer(series, {"layer": layer.name, "units": layer.units}, arrays)
+        unit, until = query.optional("unit", layer.units), query.optional("until", 1 << 53)
+        tag = layer_tag(layer.name, "state")
+
+        def read() -> Table:
+            series = query.read(tag, state_part(layer, list(STATE_FIELDS)))
+            arrays = {name: series.stack(name, np.empty((0, layer.units), kind)) for name, kind in STATE_FIELDS.items()}
+            return Table(answer_time(series), arrays, series.skipped)
+
+        found = self._shelf.table((query.version(tag), layer), read).only(fields, unit=unit, until=until)
+        info = {"layer": layer.name, "units": layer.units, "skipped": found.skipped}
+        return pack(info, {**found.times, **found.arrays})
 
     def _classes(self, query: Query) -> bytes:
         """``roles [steps, units]`` of one class."""

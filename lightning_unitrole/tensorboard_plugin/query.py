@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,10 @@ class Query:
             raise RequestError(400, f"The parameter {name!r} has to be a whole number from 0 to {limit - 1}.")
         return int(text)
 
+    def optional(self, name: str, limit: int) -> int | None:
+        """The same, or None where the parameter is left out."""
+        return self.number(name, limit) if name in self._request.args else None
+
     @cached_property
     def runs(self) -> Mapping[str, Mapping[str, Any]]:
         """For each run, its time series by tag."""
@@ -92,22 +96,34 @@ class Query:
         """Place of the requested class among those that were logged."""
         return self.number("class", len(self.index.classes))
 
+    def version(self, tag: str) -> tuple[Hashable, ...]:
+        """Tells the data of a tag from that of others, and from what it was before something was added to it."""
+        series = self.runs[self.run].get(tag)
+        return (self._experiment, self.run, tag, *(() if series is None else (series.max_step, series.max_wall_time)))
+
     def read(self, tag: str, part: Part, step: int | None = None) -> Series:
         """All steps of one tag, or one, in order, the last word on each, without what cannot be read."""
         try:
-            found = self._provider.read_tensors(
-                self._context,
-                experiment_id=self._experiment,
-                plugin_name=PLUGIN_NAME,
-                downsample=ALL_STEPS,
-                run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
-            )
+            # Mostly it is the latest that is wanted, and reading one costs less than finding it among all.
+            events = [] if step is None else self._events(tag, 1)
+            if step is None or not any(event.step == step for event in events):
+                events = self._events(tag, ALL_STEPS)
         except Exception as error:
             # TensorBoard decodes the tensors itself, and fails at one that does not hold what its shape says.
             logger.warning("The tag %r of the run %r cannot be read: %r", tag, self.run, error)
             return Series([], ["TensorBoard could not read what the log holds here."])
-        events = found.get(self.run, {}).get(tag, ())
         return read_series([event for event in events if step is None or event.step == step], part)
+
+    def _events(self, tag: str, limit: int) -> Sequence[Any]:
+        """At most so many events of a tag, the latest among them."""
+        found: Mapping[str, Mapping[str, Sequence[Any]]] = self._provider.read_tensors(
+            self._context,
+            experiment_id=self._experiment,
+            plugin_name=PLUGIN_NAME,
+            downsample=limit,
+            run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
+        )
+        return found.get(self.run, {}).get(tag, ())
 
 
 def index_of(tags: Mapping[str, Any]) -> RunIndex:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ MAX_ANSWER_BYTES = 1 << 25
 """What one answer may hold. A layer of 4,096 units has room for 600 analyses of all its measures."""
 MAX_INFLATED_BYTES = 1 << 28
 """What may be inflated, one container after the other, for one answer: about a second of work."""
+MAX_SHELF_BYTES = 1 << 26
+"""What is kept of the tables that were read last."""
 _LEAST = 4096  # bytes that an event counts for at least, as even an empty one takes its time
 _MOST_DEFLATED = 1032  # how many bytes a deflated one can stand for
 _JSON = 32  # as many bytes of arrays take the time of one of a header
@@ -117,6 +120,60 @@ def _size(row: Row) -> int:
 
 def _analyses(count: int, total: int) -> str:
     return f"{count} of {total} analys{'is' if total == 1 else 'es'}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The arrays of a series, stacked.
+
+    Attributes:
+        times: steps and epochs of the analyses, for a browser, which has no whole numbers of 64 bits.
+        arrays: by name ``[steps, ...]``.
+        skipped: as those of the series.
+    """
+
+    times: Mapping[str, Array]
+    arrays: Mapping[str, Array]
+    skipped: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def only(self, names: Iterable[str], *, unit: int | None = None, until: float | None = None) -> Table:
+        """Some of its arrays, each ``[steps, units]``.
+
+        Args:
+            names: which.
+            unit: of one unit alone, ``[steps, 1]``.
+            until: of the last analysis that is not after this step alone, ``[1, units]``; of the first where all are.
+        """
+        times, arrays = self.times, {name: self.arrays[name] for name in names}
+        if unit is not None:
+            arrays = {name: array[:, unit : unit + 1] for name, array in arrays.items()}
+        if until is not None and len(times["steps"]):
+            at = max(int(np.searchsorted(times["steps"], until, side="right")) - 1, 0)
+            times, arrays = ({name: array[at : at + 1] for name, array in of.items()} for of in (times, arrays))
+        return Table(times, arrays, self.skipped)
+
+
+class Shelf:
+    """The tables that were read last, as many as fit into some memory: several views ask for the same."""
+
+    def __init__(self, num_bytes: int = MAX_SHELF_BYTES) -> None:
+        self._room = num_bytes
+        self._tables: dict[Hashable, Table] = {}
+        self._lock = Lock()
+
+    def table(self, key: Hashable, read: Callable[[], Table]) -> Table:
+        """The table of a key, read if it is not here. Whoever asks meanwhile waits, and does not read it again."""
+        with self._lock:
+            found = self._tables.pop(key, None) or read()
+            self._tables[key] = found
+            while len(self._tables) > 1 and sum(table.num_bytes for table in self._tables.values()) > self._room:
+                del self._tables[next(iter(self._tables))]
+            return found
 
 
 def answer_time(series: Series) -> dict[str, Array]:

@@ -138,14 +138,13 @@ def test_a_reading_that_was_broken_off_is_not_kept() -> None:
     assert numbers(own.batches(own.available())) == FIRST_3
 
 
-def test_large_probes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_unitrole.data.probe._CACHE_BYTES", 100)
+def test_large_probes_are_not_kept() -> None:
     dataset = Stored()
     own = probe(loader(dataset))
     quota = own.available()
     dataset.forget()
     for _ in range(2):
-        assert numbers(own.batches(quota)) == FIRST_3
+        assert numbers(own.batches(quota, kept_bytes=100)) == FIRST_3
     assert len(dataset.read) == 18
 
 

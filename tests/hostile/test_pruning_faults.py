@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from support import hooks_of, make_trainer
+from support import adafactor, hooks_of, make_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from unchanged import QUIETLY, Run, Tiny, alike, monitor
@@ -261,9 +261,16 @@ class NeverTrains(pl.Callback):
             {},
             r"Adafactor keeps '(row|col)_var' of shape .* Use mode='mask', or an optimizer such",
             id="Adafactor",
+            marks=adafactor,
         ),
         pytest.param(LBFGS, {}, "LBFGS keeps one memory for all parameters", id="LBFGS"),
-        pytest.param(Adafactor, {"mode": "mask", "remove_at_end": True}, "Adafactor keeps", id="Adafactor at the end"),
+        pytest.param(
+            Adafactor,
+            {"mode": "mask", "remove_at_end": True},
+            "Adafactor keeps",
+            id="Adafactor at the end",
+            marks=adafactor,
+        ),
     ],
 )
 def test_what_cannot_work_fails_before_anything_is_trained(
@@ -285,7 +292,7 @@ def test_a_layer_without_whose_units_the_network_fails_is_left_alone() -> None:
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("module", [Fixed, Adafactor, LBFGS])
+@pytest.mark.parametrize("module", [Fixed, pytest.param(Adafactor, marks=adafactor), LBFGS])
 def test_a_mask_suits_them_all(module: type[Tiny]) -> None:
     callback = pruning(mode="mask")
     train(callback, module=module)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pruned import Chain, graph_of, images, seeded
+from support import adafactor
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -112,6 +113,7 @@ def test_frozen_parameters_are_exchanged_without_state() -> None:
     assert any(net.second.weight is parameter for parameter in optimizer.param_groups[0]["params"])
 
 
+@adafactor
 def test_adafactor_is_refused() -> None:
     net = seeded(Chain)
     optimizer = torch.optim.Adafactor(groups_of(net))
@@ -138,6 +140,7 @@ def test_lbfgs_is_refused() -> None:
         check_optimizers([optimizer], names_of(net), removal_of(net))
 
 
+@adafactor
 def test_optimizers_of_other_parameters_are_left_alone() -> None:
     net = seeded(Chain)
     optimizer = torch.optim.Adafactor([net.head.bias])

@@ -250,21 +250,62 @@ def test_reading_a_step_leaves_no_trace(name: str) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def contrastive(outputs: Any, same: Tensor) -> tuple[Tensor, Tensor]:
+    """A loss of pairs, and minus the same as their score."""
+    distance = (outputs[0] - outputs[1]).square().sum(1)
+    loss = torch.where(same > 0, distance, (1 - distance).clamp(min=0))
+    return loss, -loss
+
+
 class Contrastive(people.Base):
     """A loss that is written out, on pairs."""
 
     def step(self, batch: Any) -> Tensor:
         (one, other), same = batch
-        distance = (self.net(one) - self.net(other)).square().sum(1)
-        return torch.where(same > 0, distance, (1 - distance).clamp(min=0)).mean()
+        return contrastive((self.net(one), self.net(other)), same)[0].mean()
 
 
 def test_what_cannot_be_seen_is_asked_for() -> None:
     def item(index: int, image: Tensor, label: int) -> Any:
         return (image, image.flip(-1 - index % 2)), index % 2
 
-    with pytest.warns(UserWarning, match=r"Unit roles could not be analysed.*Pass forward_fn=.*batch_fn="):
+    said = r"Unit roles could not be analysed.*none of torch's losses.*Pass forward_fn=.*batch_fn=.*pass score_fn= too"
+    with pytest.warns(UserWarning, match=said):
         make_trainer(monitor(), max_epochs=1).fit(Contrastive(), *loaders(item))
+
+    def forward(module: Any, inputs: Any) -> Any:
+        return module.net(inputs[0]), module.net(inputs[1])
+
+    with pytest.warns(UserWarning, match=r"The model returned several tensors.*Pass num_classes=\."):
+        make_trainer(monitor(forward_fn=forward, score_fn=contrastive), max_epochs=1).fit(Contrastive(), *loaders(item))
+    setup = Setup(Contrastive, item, lambda module, batch: contrastive(forward(module, batch[0]), batch[1]), 2)
+    train, val = loaders(item)
+    module = Contrastive()
+    report = fit(module, (train, val), monitor(forward_fn=forward, score_fn=contrastive, num_classes=2))
+    loss, _ = on_curve_images(report, setup, module, val.dataset)
+    for layer in report.layers.values():
+        assert float(layer.val.curves["least_first"].loss[0]) == pytest.approx(loss, rel=1e-4)
+
+
+class WrittenOut(people.Base):
+    """Cross-entropy, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def step(self, batch: Any) -> Tensor:
+        logits = self(batch[0])
+        return (logits.logsumexp(1) - logits.gather(1, batch[1].unsqueeze(1)).squeeze(1)).mean()
+
+
+def test_what_is_taken_for_granted_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(WrittenOut(), loaders(), monitor())
+    assert "taken for the logits of 4 classes. Pass score_fn= if it is not." in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        fit(people.Plain(), loaders(), monitor())
+    assert "taken for the logits" not in caplog.text
 
 
 def test_a_task_that_was_guessed_is_announced_and_can_be_set(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import people
@@ -14,6 +15,7 @@ from test_setups import CURVE_IMAGES, IMAGES, fit, monitor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_unitrole.errors import SettingError
 from lightning_unitrole.network.units import find_unit_layers, select_layers
 
 pytestmark = [
@@ -70,6 +72,54 @@ def test_units_of_all_kinds(name: str) -> None:
         assert bool(contributions.sums.abs().sum() > 0)
         births = layer.val.selective_rate
         assert bool((births < 1).any()) == (name == "tokens")
+
+
+def headed(*, fused: bool) -> people.Tokens:
+    """The transformer with attention whose heads are seen."""
+    net = people.Tokens()
+    for block in net.blocks:
+        block.attention = people.Heads(8)
+        block.attention.fused = fused
+    return net
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_heads_of_attention(fused: bool) -> None:
+    pl.seed_everything(0)
+    module = Plain(headed(fused=fused))
+    report = fit(module, loaders(), monitor(layers=["net.blocks.0.attention#heads", "*.1.attention#heads"]))
+    assert list(report.layers) == [f"net.blocks.{index}.attention#heads" for index in (0, 1)]
+    data = Items(people.VAL, 1, pair)
+    rows = [index for index in range(len(data)) if IMAGES <= index // people.CLASSES < IMAGES + CURVE_IMAGES]
+    for index, layer in enumerate(report.layers.values()):
+        curve, order = layer.val.curves["least_first"], layer.val.overall_order.flip(0)
+        for place in range(len(curve.ablated)):
+            off = torch.zeros(4, dtype=torch.bool)
+            off[order[: int(curve.ablated[place])]] = True
+            net = copy.deepcopy(module.net).eval()
+            projection = net.blocks[index].attention.proj
+            # Head after head, two channels each.
+            projection.register_forward_pre_hook(
+                lambda _, args, off=off: args[0].masked_fill(off.repeat_interleave(2), 0)
+            )
+            with torch.no_grad():
+                expected = float(F.cross_entropy(net(data.images[rows]), data.labels[rows]))
+            assert float(curve.loss[place]) == pytest.approx(expected, rel=1e-4)
+        assert layer.val.contributions is not None
+        assert bool(layer.val.contributions.sums.abs().sum() > 0)
+        assert bool((layer.val.selective_rate == 1).all())  # no head has birth points
+
+
+def test_heads_are_chosen_by_name_alone() -> None:
+    net = headed(fused=True).eval()
+    found = find_unit_layers(net, net, torch.rand(2, 3, 12, 12))
+    assert not any("#heads" in layer.name for choice in ("auto", "all") for layer in select_layers(found, choice))
+    assert [layer.name for layer in select_layers(found, "*#heads")] == [*found.heads]
+    assert str(found.heads["blocks.0.attention#heads"].tap).startswith(
+        "output of call 1 of scaled_dot_product_attention"
+    )
+    with pytest.raises(SettingError, match=r"No layer matches 'blocks\.0\.mlp#heads'.*'blocks\.0\.attention#heads'"):
+        select_layers(found, "blocks.0.mlp#heads")
 
 
 def test_tokens_lie_on_the_grid_of_their_patches_without_the_class_token() -> None:

@@ -23,6 +23,7 @@ from lightning_unitrole.tensorboard_plugin.contents import state_part
 from lightning_unitrole.tensorboard_plugin.index import LayerIndex
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
+from lightning_unitrole.tensorboard_plugin.reading import Shelf, Table
 
 PREFIX = "/data/plugin/unit_roles"
 
@@ -78,6 +79,33 @@ def test_every_step_of_a_layer(client: Client) -> None:
     assert layer["steps"].tolist() == [100 * (epoch + 1) - 1 for epoch in range(EPOCHS)]
     assert layer["epochs"].tolist() == list(range(EPOCHS))
     assert layer["roles"].shape == layer["entropy_val"].shape == (EPOCHS, 48)
+
+
+def test_one_unit_and_one_step_of_a_layer_are_cut_out_of_all(client: Client) -> None:
+    query = {"run": "baseline", "layer": 1, "fields": "roles,entropy_val"}
+    _, layer = read(client, "layer", **query)
+    _, unit = read(client, "layer", **query, unit=17)
+    np.testing.assert_array_equal(unit["steps"], layer["steps"])
+    np.testing.assert_array_equal(unit["entropy_val"], layer["entropy_val"][:, 17:18])
+    for until, at in ((0, 0), (99, 0), (100, 0), (199, 1), (10**9, EPOCHS - 1)):
+        _, row = read(client, "layer", **query, until=until)
+        assert row["steps"].tolist() == [layer["steps"][at]]
+        np.testing.assert_array_equal(row["roles"], layer["roles"][at : at + 1])
+    assert client.get(f"{PREFIX}/layer", query_string={**query, "unit": 48}).status_code == 400
+    assert client.get(f"{PREFIX}/layer", query_string={**query, "until": "x"}).status_code == 400
+
+
+def test_tables_are_read_once_as_long_as_there_is_room() -> None:
+    def table(size: int) -> Table:
+        read_now.append(size)
+        return Table({}, {"roles": np.zeros((1, size), np.uint8)}, [])
+
+    read_now: list[int] = []
+    shelf = Shelf(num_bytes=100)
+    for key, size in (("a", 40), ("b", 50), ("a", 40), ("c", 30), ("a", 40), ("b", 50), ("d", 500), ("d", 500)):
+        assert shelf.table(key, lambda size=size: table(size)).num_bytes == size
+    # "b" made room for "c", as "a" had been asked for since; then "c" for "b", and all for what fills the shelf alone.
+    assert read_now == [40, 50, 30, 50, 500]
 
 
 def test_the_overview_has_a_row_for_each_layer(client: Client) -> None:

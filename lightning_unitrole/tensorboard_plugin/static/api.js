@@ -4,8 +4,10 @@ import { unpack } from './unpack.js';
 export const MEASURES = ['entropy_val', 'entropy_train', 'selective_val', 'selective_train', 'useful'];
 export const CONTRIBUTIONS = ['contribution_train', 'contribution_val', 'error_train', 'error_val'];
 const FIELDS = ['roles', 'rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 'effect_val'];
+export const missingFrom = (data) => FIELDS.filter((name) => !(name in data));
+
 // A large layer takes tens of megabytes, so few are kept.
-const KEEP = { layer: 3, classes: 6 };
+const KEEP = { layer: 6, classes: 6 };
 
 async function request(path, parameters) {
   let response;
@@ -50,9 +52,22 @@ export class Api {
     return this.get('overview', { run });
   }
 
-  // roles, rank and the measures of all units of a layer, each [steps, units]
-  layer(run, layer) {
-    return this.get('layer', { run, layer, fields: FIELDS.join() });
+  // roles, rank and the measures of all units of a layer, or some of these fields, each [steps, units]
+  layer(run, layer, fields = FIELDS) {
+    return this.get('layer', { run, layer, fields: [...new Set(fields)].sort().join() });
+  }
+
+  // the same of all units at the last step that is not after this one, each [1, units]; the latest for ''
+  layerAt(run, layer, fields, step) {
+    const latest = Number.MAX_SAFE_INTEGER;
+    const wanted = Math.floor(Number(step));
+    const until = step !== '' && Number.isFinite(wanted) ? Math.min(latest, Math.max(0, wanted)) : latest;
+    return this.get('layer', { run, layer, fields: fields.join(), until });
+  }
+
+  // all fields of one unit, each [steps, 1]
+  unitFields(run, layer, unit) {
+    return this.get('layer', { run, layer, fields: FIELDS.join(), unit });
   }
 
   classRoles(run, layer, klass) {

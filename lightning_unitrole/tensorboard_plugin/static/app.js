@@ -1,5 +1,5 @@
 // The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
-import { Api } from './api.js';
+import { Api, missingFrom } from './api.js';
 import { indexOf } from './derive.js';
 import { choice, h, keepFocus, plural, search, select, whole } from './dom.js';
 import { buildFrame, emptyState, notice } from './frame.js';
@@ -126,10 +126,10 @@ export class App {
     this.set({ step: at >= time.steps.length - 1 ? '' : time.steps[at] });
   }
 
-  // Everything about the layer in sight; roles are those of the chosen class, or over all classes.
-  async unitData() {
+  // Some fields of the layer in sight; roles are those of the chosen class, or over all classes.
+  async unitData(fields) {
     const { run, layer, klass } = this;
-    const data = await this.api.layer(run.name, layer.index);
+    const data = await this.api.layer(run.name, layer.index, fields);
     if (klass === 'all' || !layer.parts.includes('classes')) return { ...data, units: layer.units };
     const byClass = await this.api.classRoles(run.name, layer.index, klass);
     if (byClass.steps.length === data.steps.length) return { ...data, roles: byClass.roles, units: layer.units };
@@ -143,7 +143,22 @@ export class App {
     return { ...data, roles, units: layer.units };
   }
 
-  // The same with names of layers in the place of their numbers.
+  // What a view can be drawn without is read when it stands: all other fields of its data, for those who ask for more.
+  async complete(data) {
+    const { run, layer } = this;
+    this.completing = (this.completing || 0) + 1;
+    try {
+      await new Promise((resolve) => setTimeout(resolve));
+      const more = await this.api.layer(run.name, layer.index, missingFrom(data));
+      if (more.steps.length === data.steps.length) for (const name in more) data[name] ??= more[name];
+    } catch {
+      // It stays as it is; whoever asks for what is missing is told nothing of it.
+    } finally {
+      this.completing -= 1;
+    }
+  }
+
+  // What of the logs cannot be shown, with names of layers in the place of their numbers.
   named(skipped) {
     const layerOf = (run, layer) => this.index.find(({ name }) => name === run)?.layers[layer]?.name;
     return skipped.map((each) => ({ ...each, layer: layerOf(each.run, each.layer) }));
@@ -161,7 +176,7 @@ export class App {
 
   // Scripts that drive the page wait for this.
   get idle() {
-    return this.loaded && !this.busy;
+    return this.loaded && !this.busy && !this.completing;
   }
 
   async refresh() {

@@ -24,6 +24,8 @@ const MEASURES = {
   },
 };
 
+const measureOf = (ctx) => MEASURES[ctx.state.get('measure')] || MEASURES.entropy;
+
 export const entropy = {
   id: 'entropy',
   tab: 'Entropy',
@@ -43,9 +45,12 @@ export const entropy = {
       body,
     );
     return {
-      load: () => ctx.unitData(),
+      load() {
+        const { val, train } = measureOf(ctx);
+        return ctx.unitData(['roles', val, train]);
+      },
       draw(data) {
-        const measure = MEASURES[ctx.state.get('measure')] || MEASURES.entropy;
+        const measure = measureOf(ctx);
         options.replaceChildren(
           legend(ctx, codesIn(data.roles)),
           h('span', { class: 'spring' }),

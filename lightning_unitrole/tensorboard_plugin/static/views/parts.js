@@ -58,13 +58,18 @@ export function describeUnit(ctx, data, time, unit, at, past) {
     ctx.klass === 'all' ? role.label : `${role.label} for ${ctx.className(ctx.klass)}`,
   );
   if (code === ROLE.REMOVED) return [head, roleLine];
+  const rest = data.rank
+    ? [
+        `useful (both) for ${percent(data.useful[place])} of the classes`,
+        `entropy ${decimal(data.entropy_val[place])} nats val, ${decimal(data.entropy_train[place])} train`,
+        `selective rate ${percent(data.selective_val[place])} val, ${percent(data.selective_train[place])} train`,
+        ordered(ctx) && `rank ${data.rank[place] + 1}, 1 is the most effective`,
+      ]
+    : ['reading more …'];
   return [
     head,
     roleLine,
-    `useful (both) for ${percent(data.useful[place])} of the classes`,
-    `entropy ${decimal(data.entropy_val[place])} nats val, ${decimal(data.entropy_train[place])} train`,
-    `selective rate ${percent(data.selective_val[place])} val, ${percent(data.selective_train[place])} train`,
-    ordered(ctx) && `rank ${data.rank[place] + 1}, 1 is the most effective`,
+    ...rest,
     Number.isFinite(data.contribution_val[place]) &&
       `contribution ${contribution(data, 'val', place)} nats val, ${contribution(data, 'train', place)} train`,
     past &&

@@ -3,7 +3,7 @@ import { changed, transitions as countTransitions } from '../derive.js';
 import { h, percent, plural, select } from '../dom.js';
 import { REAL_ROLES, ROLE, SHARED_ROLES } from '../vocabulary.js';
 import { explain, NO_ROLES, nothing, swatch } from './parts.js';
-import { BEFORE, fromOf, rasterPanel } from './units.js';
+import { BEFORE, fromOf, rasterData, rasterPanel } from './units.js';
 
 export const transitions = {
   id: 'transitions',
@@ -22,10 +22,11 @@ export const transitions = {
       h('div', { class: 'split' }, matrix, panel.element),
     );
     return {
-      load: () => ctx.unitData(),
+      load: () => rasterData(ctx),
       draw(data) {
         matrix.replaceChildren(...draw(ctx, data));
         panel.show(data);
+        ctx.complete(data);
       },
     };
   },

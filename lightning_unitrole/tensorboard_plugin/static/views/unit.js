@@ -33,9 +33,9 @@ export const unit = {
       async load() {
         const { run, layer } = ctx;
         const { api } = ctx;
-        const [logged, steps] = await Promise.all([api.layer(run.name, layer.index), api.overview(run.name)]);
-        const data = { ...logged, units: layer.units };
-        const chosen = chosenUnit(ctx, data, read(ctx, steps));
+        const step = ctx.state.get('step');
+        const chosen = await chosenUnit(ctx, step);
+        const data = { ...(await api.unitFields(run.name, layer.index, chosen)), units: 1 };
         const { at } = ctx.time(data);
         const ask = (part, how, ...more) =>
           layer.parts.includes(part) && at >= 0 ? how.call(api, run.name, layer.index, chosen, ...more) : null;
@@ -52,17 +52,19 @@ export const unit = {
 };
 
 // The chosen unit; otherwise the one that contributes most at the cursor, or ranks first where nobody measured that.
-function chosenUnit(ctx, data, table) {
+async function chosenUnit(ctx, step) {
+  const { run, layer, api } = ctx;
   const wanted = ctx.state.get('unit');
-  if (wanted !== '' && Number(wanted) >= 0 && Number(wanted) < data.units) return Number(wanted);
-  const { at } = ctx.time(data);
-  if (at < 0) return 0;
-  const row = (name) => data[name].subarray(at * data.units, (at + 1) * data.units);
-  const most = Math.max(...row('contribution_val').filter(Number.isFinite));
+  if (wanted !== '' && Number(wanted) >= 0 && Number(wanted) < layer.units) return Number(wanted);
+  const [row, steps] = await Promise.all([
+    api.layerAt(run.name, layer.index, ['contribution_val', 'rank'], step),
+    api.overview(run.name),
+  ]);
+  const most = Math.max(...row.contribution_val.filter(Number.isFinite));
   const first = Number.isFinite(most)
-    ? row('contribution_val').indexOf(most)
-    : ordered(ctx, table)
-      ? row('rank').indexOf(0)
+    ? row.contribution_val.indexOf(most)
+    : ordered(ctx, read(ctx, steps))
+      ? row.rank.indexOf(0)
       : 0;
   return Math.max(0, first);
 }
@@ -70,7 +72,7 @@ function chosenUnit(ctx, data, table) {
 function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
   const time = ctx.time(data);
   if (!time.steps.length) return body.replaceChildren(nothing('No analysis of this layer was logged.'));
-  const series = (name) => Array.from(time.steps, (_, t) => [t, data[name][t * data.units + chosen]]);
+  const series = (name) => Array.from(time.steps, (_, t) => [t, data[name][t]]);
   const width = Math.max(320, body.clientWidth - 28);
   const half = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
   const removed = series('roles').findIndex(([, code]) => code === ROLE.REMOVED);
@@ -85,14 +87,14 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
   body.replaceChildren(
     h('div', { class: 'card unit-head' }, header(ctx, data, time, chosen)),
     examples?.steps.length ? looksAt(ctx, examples, time) : '',
-    byClass?.steps.length ? usefulness(ctx, data, byClass, time, chosen, half, present) : '',
+    byClass?.steps.length ? usefulness(ctx, data, byClass, time, half, present) : '',
     h(
       'div',
       { class: 'card' },
       h('h3', {}, 'Role over time'),
-      h('div', { class: 'options' }, legend(ctx, codesIn(data.roles))),
+      h('div', { class: 'options' }, legend(ctx, codesIn(Uint8Array.from([...data.roles, ...(classes?.roles ?? [])])))),
       classes && ctx.run.classes.length > PAGE ? pager(ctx) : '',
-      strips(ctx, data, classes, time, chosen, width),
+      strips(ctx, data, classes, time, width),
     ),
     h(
       'div',
@@ -116,7 +118,7 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
             { points: present(series('entropy_train')), colour: 'var(--line-train)', width: 1.5, dash: '5 4' },
             { points: present(series('entropy_val')), colour: 'var(--line-val)', width: 2.5 },
           ],
-          describe: (t) => describe(ctx, data, time, chosen, t),
+          describe: (t) => describe(ctx, data, time, t),
         }),
         chart({
           ...shared('selective rate'),
@@ -127,7 +129,7 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
             { points: present(series('selective_train')), colour: 'var(--line-train)', width: 1.5, dash: '5 4' },
             { points: present(series('selective_val')), colour: 'var(--line-val)', width: 2.5 },
           ],
-          describe: (t) => describe(ctx, data, time, chosen, t),
+          describe: (t) => describe(ctx, data, time, t),
         }),
         h(
           'p',
@@ -145,12 +147,12 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
         ordered(ctx) &&
           chart({
             ...shared('rank'),
-            yDomain: [data.units, 1],
-            yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * data.units))].filter(
+            yDomain: [ctx.layer.units, 1],
+            yTicks: [1, ...[0.25, 0.5, 0.75, 1].map((part) => Math.round(part * ctx.layer.units))].filter(
               (tick, i, all) => all.indexOf(tick) === i,
             ),
             series: [{ points: present(series('rank'), (rank) => rank + 1), colour: 'var(--accent)' }],
-            describe: (t) => describe(ctx, data, time, chosen, t),
+            describe: (t) => describe(ctx, data, time, t),
           }),
         chart({
           ...shared('useful for'),
@@ -158,7 +160,7 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
           yDomain: [0, 1],
           yFormat: (value) => percent(value),
           series: [{ points: present(series('useful')), colour: `var(--role-${ROLE.BOTH})` }],
-          describe: (t) => describe(ctx, data, time, chosen, t),
+          describe: (t) => describe(ctx, data, time, t),
         }),
         h(
           'p',
@@ -171,11 +173,10 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
   return undefined;
 }
 
-function describe(ctx, data, time, chosen, t) {
-  const at = t * data.units + chosen;
-  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, t)), ctx.role(ROLE.REMOVED).label];
+function describe(ctx, data, time, at) {
+  if (data.roles[at] === ROLE.REMOVED) return [h('strong', {}, ctx.when(time, at)), ctx.role(ROLE.REMOVED).label];
   return [
-    h('strong', {}, ctx.when(time, t)),
+    h('strong', {}, ctx.when(time, at)),
     h('div', {}, swatch(data.roles[at]), ctx.role(data.roles[at]).label),
     `entropy ${decimal(data.entropy_val[at])} nats val, ${decimal(data.entropy_train[at])} train`,
     `selective rate ${percent(data.selective_val[at])} val, ${percent(data.selective_train[at])} train`,
@@ -186,18 +187,19 @@ function describe(ctx, data, time, chosen, t) {
 }
 
 function header(ctx, data, time, chosen) {
-  const at = time.at * data.units + chosen;
+  const { at } = time;
+  const { units } = ctx.layer;
   const code = data.roles[at];
   const role = ctx.role(code);
   const { changes, stable } = history(data, time.steps.length - 1);
-  const go = (to) => ctx.set({ unit: (to + data.units) % data.units });
+  const go = (to) => ctx.set({ unit: (to + units) % units });
   const input = h('input', {
     type: 'number',
     min: 0,
-    max: data.units - 1,
+    max: units - 1,
     value: chosen,
     'aria-label': 'Unit',
-    onchange: (event) => go(Math.min(data.units - 1, Math.max(0, Math.round(Number(event.target.value)) || 0))),
+    onchange: (event) => go(Math.min(units - 1, Math.max(0, Math.round(Number(event.target.value)) || 0))),
   });
   const gone = code === ROLE.REMOVED;
   const facts = [
@@ -215,15 +217,13 @@ function header(ctx, data, time, chosen) {
         `${contribution(data, 'val', at)} nats`,
         'Mean over all classes on validation images, and its standard error',
       ],
-    !gone && ['rank', ordered(ctx) ? `${data.rank[at] + 1} of ${data.units}` : 'none'],
+    !gone && ['rank', ordered(ctx) ? `${data.rank[at] + 1} of ${units}` : 'none'],
     !gone && ['entropy', `${decimal(data.entropy_val[at])} nats`],
     !gone && ['selective rate', percent(data.selective_val[at])],
-    ['changes of role', plural(changes[chosen], 'time').replace(/^1 time$/, 'once')],
+    ['changes of role', plural(changes[0], 'time').replace(/^1 time$/, 'once')],
     [
-      gone || data.roles[(time.steps.length - 1) * data.units + chosen] === ROLE.REMOVED
-        ? 'removed at'
-        : 'present role since',
-      ctx.when(time, stable[chosen]),
+      gone || data.roles[time.steps.length - 1] === ROLE.REMOVED ? 'removed at' : 'present role since',
+      ctx.when(time, stable[0]),
     ],
   ];
   return [
@@ -233,7 +233,7 @@ function header(ctx, data, time, chosen) {
       h('button', { class: 'icon', 'aria-label': 'Unit before', onclick: () => go(chosen - 1) }, '‹'),
       h('label', {}, 'Unit ', input),
       h('button', { class: 'icon', 'aria-label': 'Unit after', onclick: () => go(chosen + 1) }, '›'),
-      h('small', {}, `of ${data.units} in ${ctx.layer.name}`),
+      h('small', {}, `of ${units} in ${ctx.layer.name}`),
     ),
     h(
       'dl',
@@ -287,8 +287,8 @@ function pager(ctx) {
 }
 
 // Majority role on top, then one stripe a class.
-function strips(ctx, data, classes, time, chosen, width) {
-  const rows = [{ name: 'all classes', code: (t) => data.roles[t * data.units + chosen], bold: true }];
+function strips(ctx, data, classes, time, width) {
+  const rows = [{ name: 'all classes', code: (t) => data.roles[t], bold: true }];
   if (classes) {
     const count = ctx.run.classes.length;
     const place = new Map(Array.from(classes.steps, (step, at) => [step, at]));

@@ -1,4 +1,5 @@
 // The raster of one layer: each unit a row, each analysis a column.
+import { CONTRIBUTIONS } from '../api.js';
 import { changedAt, codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
@@ -52,14 +53,25 @@ export const units = {
       panel.element,
     );
     return {
-      load: () => ctx.unitData(),
+      load: () => rasterData(ctx),
       draw(data) {
         options.replaceChildren(...controls(ctx, data));
         panel.show(data);
+        ctx.complete(data);
       },
     };
   },
 };
+
+// What the raster is drawn from; tooltips read more.
+export async function rasterData(ctx) {
+  const { colour, sort } = ctx.state.values;
+  const shown = [FIELD[colour], sort === 'entropy' && 'entropy_val'].filter(Boolean);
+  const data = await ctx.unitData(['roles', ...CONTRIBUTIONS, ...shown]);
+  return colourOf(ctx, data) === 'entropy' && !data.entropy_val
+    ? ctx.unitData(['roles', ...CONTRIBUTIONS, 'entropy_val'])
+    : data;
+}
 
 function controls(ctx, data) {
   const colour = colourOf(ctx, data);

@@ -14,7 +14,7 @@ const ROW = 26;
 const LABEL = 120;
 const ERRORS = 2; // half the length of an error bar, in standard errors
 
-export function usefulness(ctx, data, byClass, time, chosen, width, present) {
+export function usefulness(ctx, data, byClass, time, width, present) {
   return h(
     'div',
     { class: 'split even' },
@@ -36,7 +36,7 @@ export function usefulness(ctx, data, byClass, time, chosen, width, present) {
       'div',
       { class: 'card' },
       h('h3', {}, 'Contribution over all classes'),
-      history(ctx, data, time, chosen, width, present),
+      history(ctx, data, time, width, present),
       key(),
     ),
   );
@@ -107,9 +107,9 @@ function bars(ctx, data, width) {
   return interactive(root, { x, xDomain: domain, margin: { left: 0, right: 0 }, width, top: 0, bottom });
 }
 
-function history(ctx, data, time, chosen, width, present) {
-  const points = (side) => Array.from(time.steps, (_, t) => [t, data[`contribution_${side}`][t * data.units + chosen]]);
-  const band = (side) => Array.from(time.steps, (_, t) => [t, ...ends(data, side, t * data.units + chosen)]);
+function history(ctx, data, time, width, present) {
+  const points = (side) => Array.from(time.steps, (_, t) => [t, data[`contribution_${side}`][t]]);
+  const band = (side) => Array.from(time.steps, (_, t) => [t, ...ends(data, side, t)]);
   const all = SIDES.flatMap(([side]) => band(side).flatMap(([, low, high]) => [low, high])).filter(Number.isFinite);
   return chart({
     ...overTime(time, width, ctx),
@@ -126,8 +126,8 @@ function history(ctx, data, time, chosen, width, present) {
     })),
     describe: (t) => [
       h('strong', {}, ctx.when(time, t)),
-      ...SIDES.map(([side, label]) => `${label}: ${contribution(data, side, t * data.units + chosen)} nats`),
-      `${signed(data.contribution_val[t * data.units + chosen], 3)} nats is what it adds to the margin of an image`,
+      ...SIDES.map(([side, label]) => `${label}: ${contribution(data, side, t)} nats`),
+      `${signed(data.contribution_val[t], 3)} nats is what it adds to the margin of an image`,
     ],
   });
 }
