@@ -87,6 +87,12 @@ def test_without_roles_there_is_no_legend_of_them(driver: Any, fast: str) -> Non
     for view, form in (("overview", "table"), ("overview", "charts"), ("units", ""), ("entropy", "")):
         page.show(view=view, form=form)
         assert "Training only" not in page.text(f".view-{view} .legend")
+    assert "changed since" not in page.text(".view-units")
+    page.show(view="overview", form="table")
+    assert "analysed without ablation, so its units have no roles" in page.text(".findings")
+    assert "roles over time" not in page.text(".layers-table thead")
+    page.show(view="unit")
+    assert "present role since" not in page.text(".view-unit")
 
 
 @pytest.mark.slow

@@ -185,6 +185,8 @@ export class App {
     const { token } = this;
     if (!this.index.length) {
       this.notice.replaceChildren();
+      this.cursor.hidden = true;
+      for (const tab of this.tabs.querySelectorAll('[role=tab]')) tab.hidden = true;
       return this.say(emptyState(this.skipped));
     }
     this.busy = true;

@@ -114,7 +114,8 @@ function describe(element) {
     : null;
 }
 
-export const percent = (share, digits = 0) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : '–');
+export const percent = (share, digits = 0) =>
+  Number.isFinite(share) ? `${(100 * share).toFixed(digits).replace('-', '−')} %` : '–';
 export const decimal = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
 export function signed(value, digits = 2) {
   if (!Number.isFinite(value)) return '–';

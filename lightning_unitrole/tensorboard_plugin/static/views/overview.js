@@ -1,7 +1,7 @@
 // A table to decide from: one row a layer. The charts of the same layers are behind it.
 import { shortNumber } from '../charts.js';
 import { choice, decimal, h, percent, signed, svg } from '../dom.js';
-import { columnOf, fillOf, REAL_ROLES, roleOf } from '../vocabulary.js';
+import { columnOf, fillOf, REAL_ROLES, roleOf, SHARED_ROLES } from '../vocabulary.js';
 import { doubts } from './doubts.js';
 import { codesOf, drawLayers, read, stack } from './layers.js';
 import { explain, legend, nothing } from './parts.js';
@@ -40,6 +40,8 @@ const MEASURED = [
   ],
   MACS,
 ];
+const WITHOUT_ROLES =
+  'This run was analysed without ablation, so its units have no roles. What was measured of them is in Entropy.';
 const text = (value) => (Number.isFinite(value) ? String(value) : '–');
 
 export const overview = {
@@ -73,7 +75,10 @@ export const overview = {
         const shown = ctx.state.get('form') === 'charts' ? 'charts' : 'table';
         search.value = ctx.state.get('find');
         search.parentElement.hidden = shown === 'charts';
-        found.textContent = table.findings(table.time.at).join(' ');
+        const codes = codesOf(ctx, table, false);
+        found.textContent = codes.some((code) => SHARED_ROLES.includes(code))
+          ? table.findings(table.time.at).join(' ')
+          : WITHOUT_ROLES;
         found.hidden = !found.textContent;
         form.replaceChildren(
           choice(
@@ -86,7 +91,7 @@ export const overview = {
             (value) => ctx.set({ form: value }),
           ),
         );
-        roles.replaceChildren(shown === 'charts' ? '' : legend(ctx, codesOf(ctx, table, false)));
+        roles.replaceChildren(shown === 'charts' ? '' : legend(ctx, codes));
         if (shown === 'charts') drawLayers(ctx, body, table);
         else drawTable(ctx, body, table);
       },
@@ -100,6 +105,7 @@ function drawTable(ctx, body, table) {
   const known = (column) => every.some(({ place }) => Number.isFinite(table.at(t, place, column)));
   const byRole = REAL_ROLES.map((code) => [`units_${columnOf(code)}`, roleOf(code).label, roleOf(code).meaning]);
   const measured = (known('units_help') ? MEASURED : [...byRole, MACS]).filter(([column]) => known(column));
+  const rolesKnown = codesOf(ctx, table, false).some((code) => SHARED_ROLES.includes(code));
   const [sort, down] = sorting(ctx);
   const wanted = ctx.state.get('find').trim().toLowerCase();
   const rows = every.filter(({ name }) => name.toLowerCase().includes(wanted));
@@ -123,7 +129,7 @@ function drawTable(ctx, body, table) {
     );
   const head = [
     heading(['name', 'layer', 'Name, number of units and size of the maps']),
-    h('th', { scope: 'col' }, 'roles over time'),
+    rolesKnown && h('th', { scope: 'col' }, 'roles over time'),
     ...measured.map(heading),
     heading([
       'ranking',
@@ -142,7 +148,7 @@ function drawTable(ctx, body, table) {
         h(
           'tbody',
           {},
-          rows.map((layer) => row(ctx, table, layer, measured)),
+          rows.map((layer) => row(ctx, table, layer, measured, rolesKnown)),
         ),
       ),
     ),
@@ -161,7 +167,7 @@ function next(sort, down, column) {
   return down === (column === 'name') ? '' : `${down ? '' : '-'}${column}`;
 }
 
-function row(ctx, table, layer, measured) {
+function row(ctx, table, layer, measured, rolesKnown) {
   const t = table.time.at;
   const { place } = layer;
   const doubtful = table.doubt('doubt_roles', t, place);
@@ -179,7 +185,7 @@ function row(ctx, table, layer, measured) {
       h('button', { class: 'link', onclick: open }, layer.name || '(the model itself)'),
       h('small', {}, `${left}, ${layer.map_size.join(' × ')}`),
     ),
-    h('td', {}, spark(ctx, table, layer)),
+    rolesKnown && h('td', {}, spark(ctx, table, layer)),
     measured.map(([column, , , format = text]) =>
       h(
         'td',

@@ -204,7 +204,7 @@ function header(ctx, data, time, chosen) {
   const gone = code === ROLE.REMOVED;
   const facts = [
     ['role at the cursor', h('span', {}, swatch(code), role.label), role.meaning],
-    !gone && ['useful for', `${percent(data.useful[at])} of the classes`],
+    !gone && Number.isFinite(data.useful[at]) && ['useful for', `${percent(data.useful[at])} of the classes`],
     !gone &&
       data.effect_val[at] in EFFECTS && [
         'effect',
@@ -220,8 +220,8 @@ function header(ctx, data, time, chosen) {
     !gone && ['rank', ordered(ctx) ? `${data.rank[at] + 1} of ${units}` : 'none'],
     !gone && ['entropy', `${decimal(data.entropy_val[at])} nats`],
     !gone && ['selective rate', percent(data.selective_val[at])],
-    ['changes of role', plural(changes[0], 'time').replace(/^1 time$/, 'once')],
-    [
+    code !== ROLE.NO_ROLE && ['changes of role', plural(changes[0], 'time').replace(/^1 time$/, 'once')],
+    code !== ROLE.NO_ROLE && [
       gone || data.roles[time.steps.length - 1] === ROLE.REMOVED ? 'removed at' : 'present role since',
       ctx.when(time, stable[0]),
     ],

@@ -3,7 +3,7 @@ import { CONTRIBUTIONS } from '../api.js';
 import { changedAt, codesIn, extent, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
-import { SHARED_ROLES } from '../vocabulary.js';
+import { isRole, SHARED_ROLES } from '../vocabulary.js';
 import { ordered } from './doubts.js';
 import { describeUnit, explain, legend, nothing, rampLegend } from './parts.js';
 
@@ -199,7 +199,9 @@ function captionOf(ctx, data, time, start, rows, raster, past, changes) {
   const unit = ctx.state.get('unit');
   const parts = [
     h('span', {}, filter ? `${rows.length} of ${plural(data.units, 'unit')}` : plural(data.units, 'unit')),
-    changes && time.at > 0 ? h('span', { class: 'changed-note' }, changeNote(data, changes)) : '',
+    changes && time.at > 0 && data.roles.some(isRole)
+      ? h('span', { class: 'changed-note' }, changeNote(data, changes))
+      : '',
   ];
   if (filter) {
     const [before, after] = filter.split('-').map((code) => ctx.role(Number(code)).label);
