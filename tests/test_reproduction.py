@@ -134,10 +134,13 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
     few = ["--seeds=1", "--random-orders=1", "--ablation-points=2"]
     module.main([*places, "--networks", "squeezenet1_0", *few])
     assert "squeezenet1_0, val images: loss" in capsys.readouterr().out
+    with (tmp_path / "imagenet_rescaling.csv").open(encoding="utf-8") as file:
+        unchanged = {(row["factors"], row["criterion"]): float(row["unchanged"]) for row in csv.DictReader(file)}
+    assert unchanged["powers of two", "feature_entropy"] == 1 > unchanged["powers of two", "filter_norm"]
     case = module.network("squeezenet1_0", weights)
     stored = case.net.net.state_dict()
     assert all(torch.equal(stored[key], value) for key, value in net.state_dict().items())
-    for part in ("entropy", "ablation", "roles"):
+    for part in ("entropy", "rescaling", "ablation", "roles", "removal"):
         with (tmp_path / f"imagenet_{part}.csv").open(encoding="utf-8") as file:
             assert list(csv.DictReader(file)), part
     assert (tmp_path / "imagenet_ablation.png").exists()
