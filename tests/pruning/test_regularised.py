@@ -20,7 +20,12 @@ from lightning_unitrole.pruning.masking import removed_entries, shrink
 from lightning_unitrole.pruning.removal import plan_removal
 from lightning_unitrole.pruning.schedules import Schedule
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    # A run that only reads checkpoints need not write any.
+    "ignore:Be aware that when using `ckpt_path`",
+)
 
 SHRINKING: dict[str, Any] = {"schedule": "regularised", "start_epoch": 1, "end_epoch": 3}
 
@@ -95,7 +100,7 @@ def test_what_goes_is_zero_by_then_and_taking_it_changes_nothing(mode: str) -> N
     assert step.epoch == 3
     assert callback.report.after.macs <= 0.6 * callback.report.before.macs
     assert step.accuracy_after == step.accuracy_before == step.predicted_accuracy
-    assert step.accuracy_after > 0.5
+    assert step.loss_after == pytest.approx(step.predicted_loss, abs=1e-6)
 
 
 @pytest.mark.parametrize("crash_in", [1, pytest.param(2, marks=pytest.mark.slow)])
