@@ -22,6 +22,7 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_unitrole.errors import SettingError, TraceError
 from lightning_unitrole.network.isolation import undisturbed
@@ -52,6 +53,27 @@ def tapped(net: nn.Module, layers: Any, inputs: Any) -> dict[str, Tensor]:
 
 def hooks_of(net: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules())
+
+
+def test_operations_of_each_layer_are_those_that_torch_counts() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1, groups=4, bias=False),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 6, 4, stride=2, padding=1, groups=3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 18 * 18, 10),
+    )
+    inputs = images(3, size=17)
+    with FlopCounterMode(display=False) as counter:
+        net(inputs)
+    found = find(net, inputs)
+    for layer in (*found.layers.values(), *found.flat.values()):
+        flops = sum(counter.get_flop_counts()[f"Sequential.{layer.conv}"].values())
+        assert layer.macs == flops / (2 * len(inputs)) > 0, layer.name
+    assert [*found.layers, *found.flat] == ["0", "2", "4", "7"]
 
 
 # Number of layers at 64 pixels, and some of them: conv, norm, activation, units, map size.

@@ -21,7 +21,7 @@ from tensorboard_plugin.conftest import FLAGS, tensorboard
 from tensorboard_plugin.page import Page
 
 IMAGES = Path(__file__).parents[1] / "images"
-WIDTH = 1280
+WIDTH = 1400  # TensorBoard's own bar has room for all tabs
 PICTURES = {
     "unit_roles_tab_light": ({"view": "overview"}, False, ".view-overview .wide-table"),
     "unit_roles_tab_dark": ({"view": "overview"}, True, ".view-overview .wide-table"),
@@ -47,7 +47,7 @@ def take(driver: Any, address: str, name: str) -> None:
     state, dark, end = PICTURES[name]
     driver.set_window_size(WIDTH, 2000)
     page = Page(driver, address, dark=dark, **state)
-    below = page.js(f"return Math.ceil(document.querySelector('{end}').getBoundingClientRect().bottom)") + 32
+    below = page.js(f"return Math.ceil(document.querySelector('{end}').getBoundingClientRect().bottom)") + 14
     driver.switch_to.default_content()
     top = driver.execute_script("return document.querySelector('iframe').getBoundingClientRect().top")
     driver.execute_cdp_cmd(

@@ -250,7 +250,7 @@ class AnalysisSession:
             splits.append(self._split(measured, ranking, *curves))
         roles = turning_point_roles(*splits)
         summary = summarize_roles(roles) if len(roles) else torch.zeros(0, dtype=torch.uint8)
-        return LayerReport(layer.name, layer.map_size, splits[0], splits[1], roles, summary)
+        return LayerReport(layer.name, layer.map_size, splits[0], splits[1], roles, summary, macs=layer.macs)
 
     def _by_contribution(self, layer: UnitLayer, train: Measured, val: Measured, samples: Samples) -> LayerReport:
         """Roles from tests of what units contribute; curves over all classes on images that the roles have not seen."""
@@ -286,6 +286,7 @@ class AnalysisSession:
             agreement=agreement_between_halves(*sides),
             prediction=val.prediction,
             check=check,
+            macs=layer.macs,
         )
 
     def _split(

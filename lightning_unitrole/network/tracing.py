@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,7 +94,10 @@ class TapSite:
 
 @dataclass(eq=False)
 class Convolution:
-    """One call of a convolution in a forward pass, and what became of its output."""
+    """One call of a convolution in a forward pass, and what became of its output.
+
+    ``products`` are its multiply-accumulate operations for the whole batch; 0 where its weight is not a tensor.
+    """
 
     name: str
     module: str
@@ -105,6 +109,7 @@ class Convolution:
     norm: str | None = None
     summed: bool = False
     dim: int = 1
+    products: int = 0
 
     @property
     def tap(self) -> Step:
@@ -271,15 +276,13 @@ class _Tracer(TorchFunctionMode):
         self.linear_behind |= kind in LINEAR
         self._attend(kind, step, args, outputs)
         if kind in CONVOLUTIONS and step.shape and len(operands) > 1:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            convolution = self._convolution(weight, step, max(depths, default=0) + 1)
+            convolution = self._convolution(args, kwargs, step, max(depths, default=0) + 1)
             self.convolutions.append(convolution)
             self.linear_behind = False
             depths = [convolution.depth]
             carried.linear[convolution] = False
         elif kind in FLAT and depths and len(operands) > 1 and len(step.shape) > 1:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            flat = self._convolution(weight, step, max(depths) + 1)
+            flat = self._convolution(args, kwargs, step, max(depths) + 1)
             flat.dim = -1 if kind == "linear" else 1
             self.flat.append(flat)
             carried.linear[flat] = False
@@ -304,14 +307,21 @@ class _Tracer(TorchFunctionMode):
             name = f"{step.owner}#heads{f'#{earlier}' if earlier else ''}"
             self.heads.append(Convolution(name, step.owner, 0, step, step))
 
-    def _convolution(self, weight: Any, step: Step, depth: int) -> Convolution:
+    def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: Step, depth: int) -> Convolution:
         owner = step.owner or ""
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
         parameter = self.parameters.get(weight) if isinstance(weight, nn.Parameter) else None
         name = owner or "conv"
         if parameter is not None and parameter.rpartition(".")[2] != "weight":
             name = parameter
         earlier = sum(module_of(other.name) == name for other in (*self.convolutions, *self.flat))
-        return Convolution(f"{name}#{earlier}" if earlier else name, owner, depth, step, step)
+        found = Convolution(f"{name}#{earlier}" if earlier else name, owner, depth, step, step)
+        if isinstance(weight, Tensor):
+            # Each output of a convolution, and each input of a transposed one, meets the weights of one channel.
+            source = args[0] if args else kwargs.get("input")
+            meets = source.shape if "transpose" in step.function and isinstance(source, Tensor) else step.shape
+            found.products = prod(meets) * prod(weight.shape[1:])
+        return found
 
     def _passed_on(self, kind: str, step: Step, operands: list[Tensor], output: Tensor) -> _Carried:
         """What the output of a call carries; notes the taps of the convolutions on the way."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -42,6 +43,7 @@ class UnitLayer:
         dim: dimension of the output along which the units lie.
         grid: whether a unit's output is a map, so that it has a birth point.
         extra: tokens before those of the grid, such as the class token.
+        macs: multiply-accumulate operations of the convolution for one image; NaN where they are not known.
     """
 
     name: str
@@ -55,6 +57,7 @@ class UnitLayer:
     dim: int = 1
     grid: bool = True
     extra: int = 0
+    macs: float = math.nan
 
     @property
     def site(self) -> str:
@@ -118,8 +121,9 @@ def find_unit_layers(forward: Callable[[Any], Any], model: nn.Module, inputs: An
             continue
         _, units, height, width = conv.tap.shape
         layers[conv.name] = UnitLayer(
-            conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation, conv.summed
-        )
+            conv.name, units, (height, width), site, conv.module, conv.norm, conv.activation, conv.summed,
+            macs=_macs(conv, trace),
+        )  # fmt: skip
     flat = _flat_layers(trace, next(iter(layers.values())).map_size if layers else None)
     head = _head(layers, trace) if len(layers) > 1 else _flat_head(flat, trace)
     flat = {name: one for name, one in flat.items() if name not in layers}
@@ -159,9 +163,13 @@ def _flat_layers(trace: Trace, grid: tuple[int, int] | None) -> dict[str, UnitLa
         size = arranged or (1, prod(places))
         found[flat.name] = UnitLayer(
             flat.name, units, size, site, flat.module, flat.norm, flat.activation, flat.summed, flat.dim,
-            arranged is not None, extra,
+            arranged is not None, extra, _macs(flat, trace),
         )  # fmt: skip
     return found
+
+
+def _macs(conv: Convolution, trace: Trace) -> float:
+    return conv.products / (trace.batch or conv.tap.shape[0]) if conv.products else math.nan
 
 
 def _arranged(places: tuple[int, ...], grid: tuple[int, int] | None) -> tuple[tuple[int, int] | None, int]:

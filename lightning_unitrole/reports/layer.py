@@ -226,6 +226,7 @@ class LayerReport:
             and 0 by chance; NaN where it was not measured.
         prediction: rank correlation of contribution and removal effect over some units; NaN where it was not measured.
         check: what switching off units without a measurable effect does on other images; None if it was not measured.
+        macs: multiply-accumulate operations of the layer's convolution for one image; NaN where they are not known.
     """
 
     name: str
@@ -239,6 +240,7 @@ class LayerReport:
     agreement: float = math.nan
     prediction: float = math.nan
     check: RemovalCheck | None = None
+    macs: float = math.nan
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.map_size))
@@ -306,7 +308,7 @@ class LayerReport:
     def arrays(self) -> dict[str, Tensor]:
         """Every tensor by its place; inverse of :meth:`from_arrays`."""
         found = {"roles": self.roles, "summary": self.summary}
-        for key in ("agreement", "prediction"):
+        for key in ("agreement", "prediction", "macs"):
             found[key] = torch.tensor(getattr(self, key), dtype=torch.float64)
         for key in ("effects", "summary_effects"):
             effects: Effects | None = getattr(self, key)
@@ -339,6 +341,7 @@ class LayerReport:
             agreement=float(arrays.get("agreement", math.nan)),
             prediction=float(arrays.get("prediction", math.nan)),
             check=RemovalCheck.from_arrays(check) if check else None,
+            macs=float(arrays.get("macs", math.nan)),
         )
 
 

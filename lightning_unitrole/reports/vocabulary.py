@@ -305,6 +305,8 @@ def _counted(units: int) -> str:
 def ranking_is_informative(ranking_gap: float, random_gap: float) -> bool | None:
     """Whether a ranking of units is better than a random order by more than random orders differ.
 
+    One that is upside down is not, even where random orders happen to do worse still.
+
     Args:
         ranking_gap: area between the least-first and the most-first accuracy curve, -1 to 1.
         random_gap: the same for a random order in the place of the least-first one.
@@ -316,6 +318,8 @@ def ranking_is_informative(ranking_gap: float, random_gap: float) -> bool | None
         >>> ranking_is_informative(0.3, 0.1), ranking_is_informative(0.12, 0.1)
         (True, False)
     """
+    if ranking_gap < -RANKING_MARGIN:
+        return False
     if math.isnan(ranking_gap) or math.isnan(random_gap):
         return None
     return ranking_gap > random_gap + RANKING_MARGIN

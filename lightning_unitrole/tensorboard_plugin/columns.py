@@ -45,6 +45,7 @@ def overview_row(layer: LayerReport, roles: Array, before: Array | None) -> dict
         "selective_rate": float(finite_mean(mean_over_classes(layer.val.selective_rate))),
         "ranking_gap": layer.ranking_gap,
         "random_gap": layer.val.random_gap,
+        "macs": layer.macs,
     }
     if layer.summary.numel():
         values |= {f"units_{role.name.lower()}": int((roles[0] == role.code).sum()) for role in _COUNTED}

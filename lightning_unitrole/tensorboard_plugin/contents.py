@@ -319,8 +319,8 @@ def _bounds(column: str, units: Array) -> tuple[Array, Array]:
         return np.zeros(len(units)), units.astype(np.float64)
     if column.startswith("entropy"):
         return np.zeros(len(units)), np.full(len(units), 1e3)
-    if column == "images" or column == "check_images":
-        return np.zeros(len(units)), np.full(len(units), 1e9)
+    if column in ("images", "check_images", "macs"):
+        return np.zeros(len(units)), np.full(len(units), 1e15 if column == "macs" else 1e9)
     if column.endswith("agreement"):
         return np.full(len(units), -1 - 1e-4), np.full(len(units), 1 + 1e-4)
     if column.endswith("gap") or column.startswith(("margin", "check")):  # a score of the user's own may go beyond 1

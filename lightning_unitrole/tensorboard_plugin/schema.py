@@ -51,6 +51,7 @@ OVERVIEW_COLUMNS = (
     "check_removed_accuracy",  # without the units that have no effect
     "check_helpers_accuracy",  # with the units that help alone
     "check_random_accuracy",  # without as many random units, mean over the draws
+    "macs",  # multiply-accumulate operations of the layer's convolution for one image
 )
 """What each layer's row in the overview holds; NaN where not known or not measured."""
 

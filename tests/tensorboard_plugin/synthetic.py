@@ -188,6 +188,7 @@ class Training:
             summary_effects=over_all,
             agreement=agreement_between_halves(sides["train"], sides["val"]),
             check=check,
+            macs=1500 * layer.num_units * spec.map_size[0],
         )
 
     def _measured(self, mean: np.ndarray, noise: float) -> Contributions:

@@ -42,6 +42,8 @@ def test_the_table_shows_what_was_logged(driver: Any, fast: str, overview: dict[
             assert cells[name][column] == str(int(row[column]))
         shown = float(cells[name]["differing_share"].removesuffix(" %"))
         assert shown == pytest.approx(100 * row["differing_share"], abs=0.051)
+        macs = cells[name]["macs"]
+        assert float(macs[:-1]) * {"k": 1e3, "M": 1e6}[macs[-1]] == pytest.approx(row["macs"], rel=5e-3)
         assert float(cells[name]["agreement"]) == pytest.approx(row["agreement"], abs=0.0051)
     check = page.js(f"return document.querySelector('[data-layer=\"{SOUND}\"] [data-column=units_removable]').title")
     assert f"{100 * overview[SOUND]['check_removed_accuracy']:.1f} % without the units that have no effect" in check
@@ -64,6 +66,7 @@ def test_a_table_of_the_published_roles_counts_them(driver: Any, fast: str) -> N
     both = arrays["table"][-1, :, info["columns"].index("units_both")]
     assert [row["units_both"] for row in page.js(CELLS).values()] == [str(int(count)) for count in both]
     assert "differing" not in page.text(".layers-table thead")
+    assert "MACs" not in page.text(".layers-table thead")  # not logged by earlier versions
 
 
 @pytest.mark.slow

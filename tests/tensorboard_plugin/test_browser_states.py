@@ -104,10 +104,25 @@ def test_changes_are_those_beyond_the_error_bars(driver: Any, fast: str) -> None
         return count; })"""
     )
     said = page.text(".changed-note")
-    assert said.startswith(str(counted or "no"))
+    assert said.startswith(str(counted or "none"))
     assert said.endswith("changed since the analysis before, beyond the error bars")
     page.show(view="transitions", **{"from": "before"})
     assert "2 · to the cursor" not in page.text(".view-transitions")
     assert f"{counted} unit" in page.text(".view-transitions .note")
     assert page.js("return document.querySelector('.view-transitions select').value") == "before"
     assert page.errors() == []
+
+
+@pytest.mark.slow
+def test_nothing_is_wider_than_a_narrow_window(driver: Any, fast: str) -> None:
+    size = driver.get_window_size()
+    driver.set_window_size(390, 800)
+    try:
+        page = Page(driver, fast, run="contribution", layer="features.6")
+        for view in page.js("return [...document.querySelectorAll('[role=tab]')].map(tab => tab.id.slice(4))"):
+            page.show(view=view)
+            wide = """const beyond = ({ scrollWidth, clientWidth }) => scrollWidth - clientWidth;
+                return [beyond(document.documentElement), beyond(document.querySelector('main'))]"""
+            assert page.js(wide) == [0, 0], view
+    finally:
+        driver.set_window_size(size["width"], size["height"])

@@ -147,6 +147,7 @@ def test_the_overview_counts_units_pairs_and_changes(log: Log) -> None:
     rows = log.overview()
     assert list(rows[10]) == list(OVERVIEW_COLUMNS)
     assert np.isnan(rows[10]["units_changed"])
+    assert np.isnan(rows[10]["macs"])
     before, after = first.layers["conv1"], second.layers["conv1"]
     assert rows[20]["units_changed"] == pytest.approx(float((before.summary != after.summary).double().mean()))
     assert rows[20]["pairs_changed"] == pytest.approx(float((before.roles != after.roles).double().mean()))

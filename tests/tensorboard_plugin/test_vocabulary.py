@@ -63,6 +63,7 @@ def test_it_loads_nothing_but_the_standard_library() -> None:
         (0.06, 0.10, "is hardly better"),
         (0.02, 0.10, "is worse than a random order"),
         (-0.48, -0.2, "is upside down"),
+        (-0.1, -0.3, "is upside down"),
         (NAN, 0.1, "was not put to the test"),
         (0.3, NAN, "was not compared with a random order"),
         (-0.3, NAN, "is upside down"),

@@ -47,6 +47,7 @@ export function analysisTicks(labels, wanted) {
 
 export const shortNumber = (value) => {
   const size = Math.abs(value);
+  if (size >= 1e9) return `${+(value / 1e9).toPrecision(3)}G`;
   if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
   if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
   return size >= 1000 ? value.toLocaleString('en-US') : String(+value.toPrecision(6));

@@ -1,7 +1,7 @@
 // What happens to accuracy and loss as more and more units of the layer are switched off.
 import { chart } from '../charts.js';
 import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
-import { explain, nothing } from './parts.js';
+import { explain, keyItem, nothing } from './parts.js';
 
 const SPLITS = {
   val: { label: 'validation', colour: 'var(--line-val)' },
@@ -139,32 +139,36 @@ function key(curves, turningPoints) {
     { class: 'key' },
     Object.entries(SPLITS)
       .filter(([split]) => curves.some((curve) => curve.split === split))
-      .map(([, { label, colour }]) => [h('i', { class: 'dot-key', style: `background: ${colour}` }), label]),
+      .map(([, { label, colour }]) => keyItem(h('i', { class: 'dot-key', style: `background: ${colour}` }), label)),
     h('span', { class: 'divider' }),
-    orders.map((order) => [
-      svg(
-        'svg',
-        { width: 30, height: 8, 'aria-hidden': true },
-        svg('line', {
-          x1: 0,
-          x2: 30,
-          y1: 4,
-          y2: 4,
-          stroke: 'var(--ink)',
-          'stroke-width': ORDERS[order].width,
-          'stroke-dasharray': ORDERS[order].dash || null,
-        }),
+    orders.map((order) =>
+      keyItem(
+        svg(
+          'svg',
+          { width: 30, height: 8, 'aria-hidden': true },
+          svg('line', {
+            x1: 0,
+            x2: 30,
+            y1: 4,
+            y2: 4,
+            stroke: 'var(--ink)',
+            'stroke-width': ORDERS[order].width,
+            'stroke-dasharray': ORDERS[order].dash || null,
+          }),
+        ),
+        ORDERS[order].label,
       ),
-      ORDERS[order].label,
-    ]),
+    ),
     turningPoints && [
       h('span', { class: 'divider' }),
-      svg(
-        'svg',
-        { width: 12, height: 12, 'aria-hidden': true },
-        svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' }),
+      keyItem(
+        svg(
+          'svg',
+          { width: 12, height: 12, 'aria-hidden': true },
+          svg('path', { d: 'M6,0.5L11.5,6L6,11.5L0.5,6Z', fill: 'var(--ink)' }),
+        ),
+        'turning point',
       ),
-      'turning point',
     ],
   );
 }

@@ -3,7 +3,7 @@ import { chart, niceTicks, overTime, roundDomain } from '../charts.js';
 import { bins, codesIn, extent, quantiles } from '../derive.js';
 import { choice, decimal, h, percent, plural, svg } from '../dom.js';
 import { fillOf, ROLE, STACK } from '../vocabulary.js';
-import { explain, legend, nothing, swatch } from './parts.js';
+import { explain, keyItem, legend, nothing, swatch } from './parts.js';
 
 const SHARES = [0.05, 0.25, 0.5, 0.75, 0.95];
 const BINS = 28;
@@ -121,14 +121,10 @@ function band(ctx, root, data, time, measure) {
     h(
       'p',
       { class: 'key' },
-      h('i', { class: 'line-key' }),
-      'validation median',
-      h('i', { class: 'band-key strong' }),
-      'quartiles',
-      h('i', { class: 'band-key' }),
-      '5 to 95 %',
-      h('i', { class: 'line-key dashed' }),
-      'training median',
+      keyItem(h('i', { class: 'line-key' }), 'validation median'),
+      keyItem(h('i', { class: 'band-key strong' }), 'quartiles'),
+      keyItem(h('i', { class: 'band-key' }), '5 to 95 %'),
+      keyItem(h('i', { class: 'line-key dashed' }), 'training median'),
     ),
   );
 }

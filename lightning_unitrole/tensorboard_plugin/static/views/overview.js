@@ -1,4 +1,5 @@
 // A table to decide from: one row a layer. The charts of the same layers are behind it.
+import { shortNumber } from '../charts.js';
 import { choice, decimal, h, percent, signed, svg } from '../dom.js';
 import { columnOf, fillOf, REAL_ROLES, roleOf } from '../vocabulary.js';
 import { doubts } from './doubts.js';
@@ -8,6 +9,7 @@ import { explain, legend, nothing } from './parts.js';
 const WIDTH = 150;
 const HEIGHT = 30;
 
+const MACS = ['macs', 'MACs', "Multiply-accumulate operations of the layer's convolution for one image", shortNumber];
 // name, heading, what it says, how to read it from a table; a column that is known of no layer is left out
 const MEASURED = [
   ['units_help', 'help', 'Units that help over all classes, by a test of their contributions on validation images'],
@@ -36,6 +38,7 @@ const MEASURED = [
     'removable',
     'Units without which, all at once, the network was measured to be as good on other images',
   ],
+  MACS,
 ];
 const text = (value) => (Number.isFinite(value) ? String(value) : '–');
 
@@ -52,6 +55,7 @@ export const overview = {
     });
     const found = h('p', { class: 'findings', role: 'status' });
     const form = h('span', {});
+    const roles = h('span', {});
     const body = h('div', {});
     root.append(
       explain(
@@ -59,7 +63,7 @@ export const overview = {
         'One row a layer, at the cursor. Click a heading to sort by it, a layer to see its units.',
       ),
       found,
-      h('div', { class: 'options' }, h('label', { class: 'field' }, h('span', {}, 'Find'), search), form),
+      h('div', { class: 'options' }, h('label', { class: 'field' }, h('span', {}, 'Find'), search), form, roles),
       body,
     );
     return {
@@ -82,6 +86,7 @@ export const overview = {
             (value) => ctx.set({ form: value }),
           ),
         );
+        roles.replaceChildren(shown === 'charts' ? '' : legend(ctx, codesOf(ctx, table, false)));
         if (shown === 'charts') drawLayers(ctx, body, table);
         else drawTable(ctx, body, table);
       },
@@ -94,7 +99,7 @@ function drawTable(ctx, body, table) {
   const every = ctx.run.layers.map((layer, place) => ({ ...layer, place }));
   const known = (column) => every.some(({ place }) => Number.isFinite(table.at(t, place, column)));
   const byRole = REAL_ROLES.map((code) => [`units_${columnOf(code)}`, roleOf(code).label, roleOf(code).meaning]);
-  const measured = (known('units_help') ? MEASURED : byRole).filter(([column]) => known(column));
+  const measured = (known('units_help') ? MEASURED : [...byRole, MACS]).filter(([column]) => known(column));
   const [sort, down] = sorting(ctx);
   const wanted = ctx.state.get('find').trim().toLowerCase();
   const rows = every.filter(({ name }) => name.toLowerCase().includes(wanted));
@@ -127,7 +132,6 @@ function drawTable(ctx, body, table) {
     ]),
   ];
   body.replaceChildren(
-    h('div', { class: 'options' }, legend(ctx, codesOf(ctx, table, false))),
     h(
       'div',
       { class: 'card wide-table' },

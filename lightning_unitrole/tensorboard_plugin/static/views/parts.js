@@ -8,6 +8,9 @@ export const explain = (title, text) => h('div', { class: 'explain' }, h('h2', {
 export const swatch = (code) =>
   h('i', { class: `swatch ${roleOf(code).fill}`, style: `background: var(--role-${code})` });
 
+// A mark and what it stands for, never torn apart at the end of a line.
+export const keyItem = (mark, text) => h('span', { class: 'key-item' }, mark, text);
+
 let unfolded = false; // stays as it is when a view is drawn anew
 
 // The roles and, unfolded, one sentence on what each of them means.

@@ -149,10 +149,9 @@ function small(ctx, lines, { title, value, share }, width) {
           xDomain: low < high ? [low, high] : [low - 0.5, high + 0.5],
           yDomain: share ? [0, top] : roundDomain(Math.min(...values), Math.max(...values)),
           yFormat: share ? (part) => percent(part, top < 0.2 ? 1 : 0) : undefined,
-          xTicks: (low < high ? niceTicks(low, high, Math.max(2, Math.floor(width / 80))) : [low]).map((tick) => ({
-            at: tick,
-            label: tick,
-          })),
+          xTicks: (low < high ? niceTicks(low, high, Math.max(2, Math.floor(width / 80))) : [low])
+            .filter(Number.isInteger)
+            .map((tick) => ({ at: tick, label: tick })),
           xLabel: ctx.state.get('axis'),
           label: 'Comparison of runs',
           cursor: at >= low && at <= high ? at : NaN,

@@ -188,7 +188,10 @@ export function fromOf(ctx, time) {
 function changeNote(data, changes) {
   const count = changes.reduce((sum, one) => sum + one, 0);
   const beyond = data.contribution_val.some(Number.isFinite) ? ', beyond the error bars' : '';
-  return [count ? h('i', { class: 'change-key' }) : '', `${count || 'no'} changed since the analysis before${beyond}`];
+  return [
+    count ? h('i', { class: 'change-key' }) : '',
+    `${count || 'none'} changed since the analysis before${beyond}`,
+  ];
 }
 
 function captionOf(ctx, data, time, start, rows, raster, past, changes) {
