@@ -48,6 +48,7 @@ PEERS = {
     GROUP_NORM: torch_pruning.importance.GroupMagnitudeImportance,
     FPGM: torch_pruning.importance.FPGMImportance,
 }
+REGULARISED = "UnitPruning(schedule='regularised')"
 METHODS = (DEFAULT, GROUP_NORM, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
 RATES = (0.003, 0.01, 0.03)
@@ -95,12 +96,12 @@ def augmented(images: Tensor) -> Tensor:
 class RightAfter(pl.Callback):
     """Tests the network when its units are gone and nothing is fine-tuned yet; stands behind UnitPruning."""
 
-    def __init__(self, data: TensorDataset) -> None:
-        self.data, self.accuracy = data, float("nan")
+    def __init__(self, data: TensorDataset, epoch: int) -> None:
+        self.data, self.epoch, self.accuracy = data, epoch, float("nan")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test."""
-        if trainer.current_epoch == 0:
+        if trainer.current_epoch == self.epoch:
             self.accuracy = accuracy(pl_module, self.data)
             pl_module.train()
 
@@ -108,12 +109,12 @@ class RightAfter(pl.Callback):
 class TimedPruning(UnitPruning):
     """Notes how long choosing takes: measuring units and planning, without removing."""
 
-    seconds = float("nan")
+    seconds = 0.0
 
     def _plan(self, *args):
         start = time.perf_counter()
         plan = super()._plan(*args)
-        self.seconds = time.perf_counter() - start
+        self.seconds += time.perf_counter() - start
         return plan
 
 
@@ -174,15 +175,19 @@ def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str)
     """One line of results: prune the trained network in one way, fine-tune and test it."""
     net, example = published(options.weights), data["val"].tensors[0][:2]
     whole, started = copy.deepcopy(net), time.perf_counter()
-    right_after, callbacks, pruning = RightAfter(data[tested_on]), [], None
+    callbacks, pruning, epoch, batches = [], None, 0, 1.0
     if cell["method"] in PEERS:
         net = prune_by_peer(net, PEERS[cell["method"]], cell["ratio"], example)
         choosing = time.perf_counter() - started
     else:
-        named = {} if cell["method"] == DEFAULT else {"choose_by": cell["method"]}
+        named = {} if cell["method"] in (DEFAULT, REGULARISED) else {"choose_by": cell["method"]}
+        if cell["method"] == REGULARISED:  # half of the steps to shrink, half of them without the units
+            epoch, batches = 2, options.steps // 4
+            named = {"schedule": "regularised", "end_epoch": epoch}
         monitor = UnitRoleMonitor(images_per_class=options.images_per_class)
         pruning = TimedPruning(amount=1 - 1 / cell["ratio"], start_epoch=0, monitor=monitor, **named)
         callbacks = [pruning]
+    right_after = RightAfter(data[tested_on], epoch)
     model = Classifier(net, cell["rate"]).train()
     torch.manual_seed(1000 + cell["seed"])
     trainer = pl.Trainer(
@@ -195,6 +200,7 @@ def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str)
         enable_model_summary=False,
         num_sanity_val_steps=1,
         limit_val_batches=1,
+        limit_train_batches=batches,
     )
     loader = DataLoader(data["train"], options.batch, shuffle=True, drop_last=True)
     start = time.perf_counter()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_unitrole.topology import betti_curve as betti_curve
     from lightning_unitrole.topology import birth_points as birth_points
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _DEFINED_IN = {
     "AblationCurve": "lightning_unitrole.reports.curves",

@@ -59,6 +59,9 @@ class Pruner(Measuring):
         self._mask: UnitMask | None = None
         self._faults = Faults(_log, self._look_anew)
         self._layers: dict[str, str] = {}
+        # Items by group that go at the end of a regularised schedule, and what the network is without them.
+        self._chosen: dict[str, list[int]] | None = None
+        self._shrinking: Removal | None = None
 
     def _begin(self, network: NetworkState, trainer: pl.Trainer) -> None:
         """Note how the network was in the beginning; once a run."""
@@ -130,18 +133,29 @@ class Pruner(Measuring):
             done = True
         if not done or now is None:
             return False
+        self._chosen = self._shrinking = None
         size = self._size(trainer, pl_module, now)
         with self._going_on(trainer, "What was pruned could not be noted"):
             self._note_step(trainer, pl_module, before, plan, size)
         self._log(trainer)
         return True
 
+    def _let_shrink(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
+        """Choose the units that go at the end of a regularised schedule, if that is not done; they shrink from now."""
+        with self._going_on(trainer, "Units to prune could not be chosen"):
+            if self._chosen is None:
+                plan = self._plan(trainer, pl_module, epoch)
+                ask_peers(trainer)
+                self._chosen = trainer.strategy.broadcast(None if plan is None else plan.choice)
+            if self._chosen is not None:
+                self._shrinking = plan_removal(self._network(trainer, pl_module).graph, self._chosen)
+
     def _plan(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> _Plan | None:
         """What to remove; None, with a warning, where there is nothing to choose by."""
         network = self._network(trainer, pl_module)
         self._begin(network, trainer)
         accuracy = network.accuracy()
-        if self._needs_accuracy and not network.knows_something(accuracy):
+        if self._chosen is None and self._needs_accuracy and not network.knows_something(accuracy):
             if trainer.is_global_zero:
                 warnings.warn(
                     f"Nothing was pruned at the start of epoch {trainer.current_epoch}: the network gets "
@@ -151,9 +165,11 @@ class Pruner(Measuring):
                     stacklevel=2,
                 )
             return None
-        candidates = self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module))
-        amount = None if self.amount is None else self.amount * self.schedule.share(epoch)
-        choice = self._choose(network, candidates, amount)
+        choice = self._chosen
+        if choice is None:
+            candidates = self._candidates(network, lambda: self._trainer_analysis(trainer).report(trainer, pl_module))
+            amount = None if self.amount is None else self.amount * self.schedule.share(epoch)
+            choice = self._choose(network, candidates, amount)
         predicted = network.predict(plan_removal(network.graph, choice))
         network.release()
         return _Plan(choice, accuracy, predicted)

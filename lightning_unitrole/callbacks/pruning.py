@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,10 +19,10 @@ from lightning_unitrole.network.isolation import quantizers
 from lightning_unitrole.pruning.coupling import torch_pruning
 from lightning_unitrole.pruning.history import follow_state_dict
 from lightning_unitrole.pruning.importance import GROUP_TAYLOR, IMPORTANCES
-from lightning_unitrole.pruning.masking import UnitMask
-from lightning_unitrole.pruning.removal import Removal
+from lightning_unitrole.pruning.masking import UnitMask, shrink
+from lightning_unitrole.pruning.removal import Removal, plan_removal
 from lightning_unitrole.pruning.report import PruningReport
-from lightning_unitrole.pruning.schedules import Schedule
+from lightning_unitrole.pruning.schedules import REGULARISED, Schedule
 from lightning_unitrole.pruning.selection import AMOUNTS, EVIDENCE, LATENCY, ROLES, Limits
 from lightning_unitrole.ranking.criteria import CRITERIA, Criterion, resolve_criterion
 from lightning_unitrole.reports.storage import BROKEN
@@ -78,7 +79,9 @@ class UnitPruning(Foresight):
             been fine-tuned. Without an amount, all such units are pruned; 0.01 if neither is given.
         mode: ``"remove"``, channels leave the tensors at once; or ``"mask"``, they are held at zero, which suits any
             compiled model and can be taken back with :meth:`restore_masked`.
-        schedule: ``"once"``, ``"linear"`` (equal amounts) or ``"cubic"`` (much first, then less).
+        schedule: ``"once"``, ``"linear"`` (equal amounts), ``"cubic"`` (much first, then less), or ``"regularised"``:
+            units are chosen at ``start_epoch``, their weights shrink evenly from step to step, and at ``end_epoch``,
+            when they are zero, they go.
         start_epoch: epoch, counted from 0, at whose start units are first pruned.
         end_epoch: epoch by which the amount is reached; not needed for ``"once"``.
         every_n_epochs: epochs between two times.
@@ -183,6 +186,7 @@ class UnitPruning(Foresight):
             "original": dict(self._original),
             "last_epoch": self._last_epoch,
             "masked": None if self._masked is None else self._masked.state_dict(),
+            "chosen": self._chosen,
             "report": None if self.report is None else self.report.state_dict(),
         }
 
@@ -199,6 +203,9 @@ class UnitPruning(Foresight):
             masked, report = state_dict["masked"], state_dict["report"]
             removal = None if masked is None else Removal.from_state_dict(masked)
             found = None if report is None else PruningReport.from_state_dict(report)
+            chosen = state_dict.get("chosen")  # which earlier versions did not have
+            if chosen is not None:
+                chosen = {str(group): [int(item) for item in items] for group, items in chosen.items()}
         except DataError:
             raise
         except BROKEN as error:
@@ -206,6 +213,7 @@ class UnitPruning(Foresight):
                 f"The checkpoint's UnitPruning state is damaged: {type(error).__name__}: {error}."
             ) from error
         self._original, self._last_epoch, self._masked, self.report = original, last_epoch, removal, found
+        self._chosen = chosen
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and let the module take the shape of a checkpoint that is loaded after this."""
@@ -227,10 +235,11 @@ class UnitPruning(Foresight):
                 )
         if trainer.current_epoch == 0:  # another fit; a checkpoint's state is loaded after this
             self._original, self._masked, self._last_epoch, self.report = {}, None, -1, None
+            self._chosen = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Mask again what was masked when the checkpoint was written."""
-        self._blocked = {}
+        self._blocked, self._shrinking = {}, None
         self._drop_mask()
         if self._masked is not None:
             self._mask = UnitMask(pl_module, self._masked)
@@ -239,13 +248,22 @@ class UnitPruning(Foresight):
         """See whether the settings fit the model, try out what is to come, and measure the model as it is."""
         with self._going_on(trainer, "The network could not be measured before training", wrong=(UnitRoleError,)):
             _refuse_quantized(pl_module)
+            if self.schedule.kind == REGULARISED and math.isinf(trainer.num_training_batches):
+                raise SettingError(
+                    "schedule='regularised' needs to know how many batches an epoch has, which the loader does "
+                    "not say. Set limit_train_batches= of the Trainer, or take another schedule."
+                )
             network = self._network(trainer, pl_module)
             self._rehearse(network, trainer, pl_module)
             self._begin(network, trainer)
+            if self._chosen is not None:  # before training was resumed
+                self._shrinking = plan_removal(network.graph, self._chosen)
             network.release()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, where this epoch is due."""
+        if self.schedule.shrinks(trainer.current_epoch):
+            self._let_shrink(trainer, pl_module, self.schedule.epochs[-1])
         due = self.schedule.latest(trainer.current_epoch)
         if due is None or due <= self._last_epoch:
             return
@@ -257,10 +275,15 @@ class UnitPruning(Foresight):
         if self._mask is not None:
             self._mask.hold_gradients()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Hold masked units at zero."""
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Hold masked units at zero, and let those shrink that are to go."""
         if self._mask is not None:
             self._mask.hold()
+        if self._shrinking is not None:
+            epochs_left = self.schedule.epochs[-1] - trainer.current_epoch
+            shrink(pl_module, self._shrinking, epochs_left * int(trainer.num_training_batches) - batch_idx - 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove what is masked, if that was asked for, and say what came of it."""

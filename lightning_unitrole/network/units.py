@@ -310,7 +310,8 @@ def _output(stage: Sequence[UnitLayer]) -> UnitLayer:
 
 
 def _unknown(pattern: str, found: FoundUnits) -> str:
-    known = found.heads if pattern.partition("#")[2].startswith("heads") and found.heads else found.main
+    of_heads = pattern.partition("#")[2].startswith("heads")
+    known = found.heads if of_heads and found.heads else found.main
     close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
     others = [name for name in known if name not in close]
     left_out = fnmatch.filter(found.skipped, pattern)
@@ -319,6 +320,11 @@ def _unknown(pattern: str, found: FoundUnits) -> str:
         if left_out
         else ""
     )
+    if of_heads:
+        why += (
+            " Heads are seen where attention over the tokens of whole images is one call of "
+            "scaled_dot_product_attention, or a softmax and a product; inside of nn.MultiheadAttention they are not."
+        )
     return f"No layer matches {pattern!r}.{why} The model has these layers: {_names([*close, *others])}."
 
 

@@ -28,24 +28,7 @@ class UnitMask:
     """
 
     def __init__(self, model: nn.Module, removal: Removal) -> None:
-        parameters = dict(model.named_parameters())
-        present = {*parameters, *dict(model.named_buffers())}
-        for name, shape in removal.shapes.items():
-            if name not in present:
-                raise DataError(
-                    f"The mask does not fit this {type(model).__name__}: it has no parameter or buffer {name!r}."
-                )
-            if name in parameters and tuple(parameters[name].shape) != shape:
-                raise DataError(
-                    f"The mask does not fit this {type(model).__name__}: {name!r} has shape "
-                    f"{list(parameters[name].shape)}; expected {list(shape)}."
-                )
-        self._holes = [
-            (parameters[name], dim, removal.removed(name, dim).to(parameters[name].device))
-            for name, dims in removal.kept.items()
-            if name in parameters
-            for dim in dims
-        ]
+        self._holes = removed_entries(model, removal)
         self._hooks = [
             module.register_forward_hook(_LayerNormOfKept(module, removal.kept[f"{name}.weight"][0]))
             for name, module in model.named_modules()
@@ -94,6 +77,52 @@ class UnitMask:
         # Where two dimensions of a tensor are masked their copies overlap, and agree: both were taken from the whole.
         for (parameter, dim, indices), taken in zip(self._holes, self._taken, strict=True):
             parameter.index_copy_(dim, indices.to(parameter.device), taken.to(parameter.device))
+
+
+def removed_entries(model: nn.Module, removal: Removal) -> list[tuple[nn.Parameter, int, Tensor]]:
+    """Everything that a removal would take from the parameters of a network: parameter, dimension and indices.
+
+    Raises:
+        DataError: if the network does not have the parameters that the record speaks of.
+    """
+    parameters = dict(model.named_parameters())
+    present = {*parameters, *dict(model.named_buffers())}
+    for name, shape in removal.shapes.items():
+        if name not in present:
+            raise DataError(
+                f"The mask does not fit this {type(model).__name__}: it has no parameter or buffer {name!r}."
+            )
+        if name in parameters and tuple(parameters[name].shape) != shape:
+            raise DataError(
+                f"The mask does not fit this {type(model).__name__}: {name!r} has shape "
+                f"{list(parameters[name].shape)}; expected {list(shape)}."
+            )
+    return [
+        (parameters[name], dim, removal.removed(name, dim).to(parameters[name].device))
+        for name, dims in removal.kept.items()
+        if name in parameters
+        for dim in dims
+    ]
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, removal: Removal, steps_left: int) -> None:
+    """Let what a removal would take shrink by one step, so that it is zero when no step is left.
+
+    The proximal step of a group lasso on these weights whose strength grows: each norm loses the same at every step.
+    It is taken after the optimizer's, so that neither the optimizer's memory nor the scale of the gradients plays a
+    part, and it is the same in all processes.
+
+    Args:
+        model: the network; changed in place.
+        removal: what a removal would leave.
+        steps_left: how many of these steps are still to come after this one.
+
+    Source: the growing strength is that of Wang et al., "Neural Pruning via Growing Regularization", ICLR 2021.
+    """
+    for parameter, dim, indices in removed_entries(model, removal):
+        part = parameter.index_select(dim, indices)
+        parameter.index_copy_(dim, indices, part * (steps_left / (steps_left + 1)))
 
 
 class _LayerNormOfKept:

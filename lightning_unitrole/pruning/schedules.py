@@ -22,7 +22,8 @@ def cubic(progress: float) -> float:
 
 
 SHAPES: dict[str, Callable[[float], float]] = {"linear": linear, "cubic": cubic}
-SCHEDULES = ("once", *SHAPES)
+REGULARISED = "regularised"
+SCHEDULES = ("once", *SHAPES, REGULARISED)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Schedule:
     """The epochs at whose start units are pruned.
 
     Attributes:
-        kind: ``"once"``, ``"linear"`` (equal amounts) or ``"cubic"`` (gradual).
+        kind: ``"once"``, ``"linear"`` (equal amounts), ``"cubic"`` (gradual), or ``"regularised"``: units are chosen at
+            the start, shrink from then on, and go at the end.
         start: first epoch, counted from 0.
         end: last epoch; not used with ``"once"``.
         every: epochs between two removals.
@@ -59,14 +61,20 @@ class Schedule:
             return
         if self.end is None:
             raise SettingError(f"schedule={self.kind!r} needs end_epoch, the epoch by which the amount is reached.")
-        if not isinstance(self.end, int) or self.end < self.start:
-            raise SettingError(f"end_epoch={self.end!r}; expected an integer of at least start_epoch={self.start}.")
+        least = self.start + (self.kind == REGULARISED)
+        if not isinstance(self.end, int) or self.end < least:
+            more = " + 1, as units shrink in between" if least > self.start else ""
+            raise SettingError(
+                f"end_epoch={self.end!r}; expected an integer of at least start_epoch={self.start}{more}."
+            )
 
     @property
     def epochs(self) -> list[int]:
         """All epochs at whose start units are pruned."""
         if self.kind == "once" or self.end is None:
             return [self.start]
+        if self.kind == REGULARISED:
+            return [self.end]
         return [*range(self.start, self.end + 1, self.every)]
 
     def latest(self, epoch: int) -> int | None:
@@ -78,3 +86,7 @@ class Schedule:
         epochs = self.epochs
         reached = sum(one <= epoch for one in epochs) / len(epochs)
         return SHAPES[self.kind](reached) if self.kind in SHAPES else float(reached > 0)
+
+    def shrinks(self, epoch: int) -> bool:
+        """Whether units that are going to be pruned shrink in this epoch."""
+        return self.kind == REGULARISED and self.end is not None and self.start <= epoch < self.end

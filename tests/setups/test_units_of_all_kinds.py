@@ -120,6 +120,9 @@ def test_heads_are_chosen_by_name_alone() -> None:
     )
     with pytest.raises(SettingError, match=r"No layer matches 'blocks\.0\.mlp#heads'.*'blocks\.0\.attention#heads'"):
         select_layers(found, "blocks.0.mlp#heads")
+    net = people.Tokens().eval()
+    with pytest.raises(SettingError, match=r"inside of nn\.MultiheadAttention they are not\. .*'blocks\.0\.mlp\.0'"):
+        select_layers(find_unit_layers(net, net, torch.rand(2, 3, 12, 12)), "blocks.0.attention#heads")
 
 
 def test_tokens_lie_on_the_grid_of_their_patches_without_the_class_token() -> None:
