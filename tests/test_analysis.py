@@ -222,7 +222,9 @@ def test_empty_training_data_are_said(trained: nn.Module) -> None:
 
 
 def test_outputs_that_are_no_logits_are_said() -> None:
-    with pytest.raises(DataError, match=r"a tensor of shape \[2, 3, 14, 14\].*Pass forward= to pick the logits"):
+    with pytest.raises(
+        DataError, match=r"returned a tensor of shape \[2, 3, 14, 14\].*Pass forward= to pick the logits"
+    ):
         analyze(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()), digits(10), digits(10), backend="torch")
 
 
