@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,16 +91,14 @@ class StepUntilLoss:
     def __init__(self, pl_module: pl.LightningModule, *, dataloader_idx: int = 0) -> None:
         self._module = pl_module
         self._until: tuple[str, int] | None = None
-        parameters = inspect.signature(pl_module.validation_step).parameters
-        given = {"batch_idx": 0, "dataloader_idx": dataloader_idx}
-        self._more = {name: value for name, value in given.items() if name in parameters}
+        self._args, self._more = _step_arguments(pl_module.validation_step, dataloader_idx)
         self._metrics = [one for one in pl_module.modules() if isinstance(one, (Metric, MetricCollection))]
 
     def watch(self, batch: Any) -> LossWatch:
         """Run the whole step, and note its losses."""
         watch = LossWatch(batch)
         with self._quiet(), watch:
-            self._module.validation_step(batch, **self._more)
+            self._module.validation_step(batch, *self._args, **self._more)
         return watch
 
     def until(self, call: LossCall) -> None:
@@ -115,7 +113,7 @@ class StepUntilLoss:
         """
         try:
             with self._quiet(), LossWatch(batch, until=self._until):
-                self._module.validation_step(batch, **self._more)
+                self._module.validation_step(batch, *self._args, **self._more)
         except LossReachedError as reached:
             return reached.call
         raise TraceError(
@@ -143,6 +141,18 @@ class StepUntilLoss:
                     object.__delattr__(one, name)
                 else:
                     object.__setattr__(one, name, value)
+
+
+def _step_arguments(step: Callable[..., Any], dataloader_idx: int) -> tuple[tuple[int, ...], dict[str, int]]:
+    """What a step is given besides the batch, as Lightning does: its indices, whatever they are called."""
+    given = {"batch_idx": 0, "dataloader_idx": dataloader_idx}
+    parameters = list(inspect.signature(step).parameters.values())
+    named = {one.name: given.pop(one.name) for one in parameters if one.name in given}
+    required = [one for one in parameters[1:] if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty]
+    own = [one.name for one in required if one.name not in named]
+    named |= dict(zip(own, given.values(), strict=False))
+    takes_any = any(one.kind is one.VAR_POSITIONAL for one in parameters) and not named
+    return (0,) if takes_any else (), named
 
 
 def _sign(targets: Any) -> Tensor:

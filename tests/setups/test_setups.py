@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from lightning_unitrole import UnitPruning, UnitReport, UnitRoleMonitor
+from lightning_unitrole.callbacks.step import StepUntilLoss
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -248,6 +249,38 @@ def test_reading_a_step_leaves_no_trace(name: str) -> None:
     for one, other in zip(*ends, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Unnamed(people.DictBatch):
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.step(batch)
+
+
+class AnyArguments(people.DictBatch):
+    def validation_step(self, *args: Any) -> None:
+        batch, index = args
+        assert index >= 0
+        self.step(batch)
+
+
+class BatchAlone(people.DictBatch):
+    def validation_step(self, batch: Any) -> None:
+        self.step(batch)
+
+
+class WithDefaults(people.DictBatch):
+    def validation_step(self, batch: Any, index: int, loader: int = 0) -> None:
+        assert index + loader >= 0
+        self.step(batch)
+
+
+@pytest.mark.parametrize("kind", [Unnamed, AnyArguments, BatchAlone, WithDefaults])
+def test_a_step_gets_its_indices_whatever_they_are_called(kind: type[people.Base]) -> None:
+    module, (_, val) = kind(), loaders(lambda index, image, label: {"photo": image, "kind": label})
+    make_trainer().validate(module, val, verbose=False)
+    batch = next(iter(val))
+    (call,) = StepUntilLoss(module).watch(batch).calls
+    assert call.kind == "cross_entropy"
 
 
 def contrastive(outputs: Any, same: Tensor) -> tuple[Tensor, Tensor]:
