@@ -119,7 +119,7 @@ def class_curves(
 
 def ablations(case: Case, data: TensorDataset, options: argparse.Namespace, draw: int) -> Iterator[dict]:
     """Areas under the curves of accuracy, the falls, and where they are, a row for each order and way to be off."""
-    for off in ("zero", "mean"):
+    for off in options.off:
         here, sample, found = measured(case, data, off)
         orders = {}
         for name, score in found.scores.items():
@@ -255,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         parser.add_argument("--parts", nargs="+", choices=KEYS, default=list(KEYS))
         parser.add_argument("--random-orders", type=int, default=20)
+        parser.add_argument("--off", nargs="+", choices=("zero", "mean"), default=["zero", "mean"], help="for ablation")
 
     options = common.parse(
         argv, __doc__, cost="20 minutes a network on one core.", full={}, options=own, ablation_points=8

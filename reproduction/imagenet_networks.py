@@ -79,8 +79,9 @@ def network(name: str, squeezenet: Path | None) -> Case:
         whole = Normalised(net, *scaled)
     whole.eval().to(common.device())
     images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=common.device())
-    chosen = AnalysisSession(Runner(whole), AnalysisOptions(layers="auto"), [images, torch.zeros(2).long()]).layers
-    last = [layer.name for layer in chosen if layer.map_size in ((13, 13), (14, 14))][-1]
+    here = AnalysisSession(Runner(whole), AnalysisOptions(layers="all"), [images, torch.zeros(2).long()])
+    hidden = [layer for layer in here.layers if layer.num_units != here.num_classes]
+    last = [layer.name for layer in hidden if layer.map_size in ((13, 13), (14, 14))][-1]
     return Case(name, whole, last)
 
 
