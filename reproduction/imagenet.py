@@ -193,11 +193,12 @@ def rescaling(case: Case, data: TensorDataset, seed: int) -> Iterator[dict]:
     for powers in (True, False):
         after = all_scores(case.layer, rescaled(case, powers_of_two=powers, seed=seed), data)
         for name in MEASURES:
-            pairs = list(zip(before[name], after[name], strict=True))
+            found = [common.rank_correlation(*pair) for pair in zip(before[name], after[name], strict=True)]
+            known = [one for one in found if np.isfinite(one)]
             yield {
                 "factors": "powers of two" if powers else "any",
                 "criterion": name,
-                "rank_correlation": float(np.nanmean([common.rank_correlation(*pair) for pair in pairs])),
+                "rank_correlation": float(np.mean(known)) if known else float("nan"),
                 "unchanged": float(torch.eq(before[name].nan_to_num(), after[name].nan_to_num()).double().mean()),
             }
 

@@ -52,7 +52,7 @@ REMOVING = [
     "lightning_unitrole.callbacks.pruner.carry_over",
     "lightning_unitrole.pruning.equivalence.remove",
     "lightning_unitrole.pruning.equivalence.UnitMask",
-    "lightning_unitrole.pruning.equivalence._tolerance",
+    "lightning_unitrole.pruning.equivalence._masked",
     "lightning_unitrole.pruning.optimizers._sliced",
     "lightning_unitrole.pruning.removal._fitting_attributes",
     "lightning_unitrole.pruning.removal._replace",
@@ -362,6 +362,11 @@ def test_resuming_with_another_amount_goes_on_from_the_original_sizes(tmp_path: 
     make_trainer(callback, max_epochs=4).fit(again, run.train, run.val, ckpt_path=tmp_path / "one.ckpt")
     assert first <= 0.7 * original
     assert 0.5 * original < size(again) <= 0.65 * original
+
+
+@pytest.mark.parametrize("target", [*BEFORE, *REMOVING, *MASKING, *AFTER])
+def test_the_place_to_break_is_there(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, None)
 
 
 def test_the_figures_in_the_documentation_are_these() -> None:
