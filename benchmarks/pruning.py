@@ -37,7 +37,7 @@ import pytorch_lightning as pl
 import torch
 import torch_pruning
 import torchvision
-from published_networks import cifar_resnet, efficientnet_lite0
+from published_networks import NETWORKS, cifar_resnet, efficientnet_lite0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -57,11 +57,6 @@ REGULARISED = "UnitPruning(schedule='regularised')"
 METHODS = (DEFAULT, GROUP_NORM, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
 RATES = (0.003, 0.01, 0.03)
-NETWORKS = {
-    "cifar_resnet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
-}
-"""With the mean and the standard deviation of colours that they expect."""
 Data = dict[str, TensorDataset]
 
 
@@ -129,12 +124,13 @@ class TimedPruning(UnitPruning):
 
 def images(options: argparse.Namespace) -> Data:
     """Images to train on, to choose units by, to tune the learning rate by, and to test on, decoded once."""
+    expected = NETWORKS[options.network]
     decode = torchvision.transforms.Compose(
         [
             torchvision.transforms.Resize(options.pixels),
             torchvision.transforms.CenterCrop(options.pixels),
             torchvision.transforms.ToTensor(),
-            torchvision.transforms.Normalize(*NETWORKS[options.network]),
+            torchvision.transforms.Normalize(expected.mean, expected.std),
         ]
     )
     shares = {"val": options.images_per_class, "tune": options.tune_per_class, "train": options.train_per_class}
@@ -143,8 +139,7 @@ def images(options: argparse.Namespace) -> Data:
         if options.data is None:
             source = torchvision.datasets.CIFAR10(options.download_to, train=split == "train", download=True)
         else:
-            folder = options.data / split
-            source = torchvision.datasets.ImageFolder(folder if folder.exists() else options.data / "val")
+            source = torchvision.datasets.ImageFolder(options.data / (expected.test if split == "test" else split))
         targets = torch.tensor(source.targets)
         for label in range(10):
             indices = iter((targets == label).nonzero().flatten().tolist())
@@ -354,8 +349,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="cifar_resnet")
     parser.add_argument("--weights", type=Path, help="published weights of a CIFAR ResNet")
-    parser.add_argument("--pixels", type=int, default=32)
-    parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/ instead of a download")
+    parser.add_argument("--pixels", type=int, help="side of the images; what the network was trained on if left out")
+    parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/, or val/<class>/")
     parser.add_argument("--download-to", type=Path, default=Path("data"))
     parser.add_argument("--methods", nargs="+", default=METHODS, help="of UnitPruning's choose_by, and of the peers")
     parser.add_argument("--train-per-class", type=int, default=160)
@@ -376,8 +371,11 @@ def parse() -> argparse.Namespace:
         )
         parser.set_defaults(rates=(0.003, 0.01, 0.03, 0.1))
     options = parser.parse_args()
-    if options.network == "cifar_resnet" and options.weights is None:
-        parser.error("--weights of a CIFAR ResNet are missing.")
+    needed = "weights" if options.network == "cifar_resnet" else "data"
+    if getattr(options, needed) is None:
+        parser.error(f"{options.network} needs --{needed}.")
+    if options.pixels is None:
+        options.pixels = NETWORKS[options.network].pixels
     return options
 
 

