@@ -9,6 +9,7 @@ networks compute what the masked ones do. A run that was broken off goes on wher
     python benchmarks/pruning.py --weights resnet56.th                # downloads CIFAR-10
     python benchmarks/pruning.py --weights resnet56.th --data FOLDER  # with train/<class>/ and test/<class>/
     python benchmarks/pruning.py --weights resnet56.th --full         # for a GPU: more steps, all images
+    python benchmarks/pruning.py --weights vgg16_bn.pt                # as reproduction/vgg16.py trains it
     python benchmarks/pruning.py --network efficientnet_lite0 --data FOLDER --pixels 128 \
         --train-per-class 60 --images-per-class 20 --tune-per-class 20 --test-per-class 50
 
@@ -37,7 +38,7 @@ import pytorch_lightning as pl
 import torch
 import torch_pruning
 import torchvision
-from published_networks import NETWORKS, cifar_resnet, efficientnet_lite0
+from published_networks import NETWORKS, cifar_network, efficientnet_lite0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -155,7 +156,7 @@ def images(options: argparse.Namespace) -> Data:
 
 def trained(options: argparse.Namespace) -> nn.Module:
     """The published network that is pruned."""
-    return cifar_resnet(options.weights) if options.network == "cifar_resnet" else efficientnet_lite0(options.pixels)
+    return cifar_network(options.weights) if options.network == "cifar" else efficientnet_lite0(options.pixels)
 
 
 @torch.no_grad()
@@ -347,8 +348,8 @@ def report(lines: list[dict], untouched: float, options: argparse.Namespace) -> 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="cifar_resnet")
-    parser.add_argument("--weights", type=Path, help="published weights of a CIFAR ResNet")
+    parser.add_argument("--network", choices=NETWORKS, default="cifar")
+    parser.add_argument("--weights", type=Path, help="of a CIFAR ResNet, or of reproduction/vgg16.py")
     parser.add_argument("--pixels", type=int, help="side of the images; what the network was trained on if left out")
     parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/, or val/<class>/")
     parser.add_argument("--download-to", type=Path, default=Path("data"))
@@ -371,7 +372,7 @@ def parse() -> argparse.Namespace:
         )
         parser.set_defaults(rates=(0.003, 0.01, 0.03, 0.1))
     options = parser.parse_args()
-    needed = "weights" if options.network == "cifar_resnet" else "data"
+    needed = "weights" if options.network == "cifar" else "data"
     if getattr(options, needed) is None:
         parser.error(f"{options.network} needs --{needed}.")
     if options.pixels is None:

@@ -1,7 +1,8 @@
-"""Published networks that all ways to prune can cut.
+"""Networks that all ways to prune can cut.
 
-CIFAR-10 ResNets, whose shortcuts are 1x1 convolutions that hand channels on, so that their trunks can be cut; and
-EfficientNet-Lite0, inverted residual blocks with depthwise convolutions and ReLU6 as in MobileNetV2.
+Published CIFAR-10 ResNets, whose shortcuts are 1x1 convolutions that hand channels on, so that their trunks can be cut;
+the VGG-16 with batch normalisation that ``reproduction/vgg16.py`` trains; and EfficientNet-Lite0, inverted residual
+blocks with depthwise convolutions and ReLU6 as in MobileNetV2.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ class Expected(NamedTuple):
 
 
 NETWORKS = {
-    "cifar_resnet": Expected(common.MEAN, common.STD, 32, "test"),
+    "cifar": Expected(common.MEAN, common.STD, 32, "test"),
     "efficientnet_lite0": Expected((127 / 255,) * 3, (128 / 255,) * 3, 224, "val"),
 }
 
 
-def cifar_resnet(path: Path) -> nn.Module:
-    """A network with published weights."""
+def cifar_network(path: Path) -> nn.Module:
+    """The network of a file of weights."""
     net, _ = common.published(path)
     for block in [module for module in net.modules() if isinstance(module, common.Block)]:
         if isinstance(block.shortcut, common.PaddedShortcut):

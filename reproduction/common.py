@@ -29,6 +29,8 @@ from lightning_unitrole.reports.tables import text_table
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG = "16,16,M,32,32,32,M,64,64"
 """Plan of the small VGG: widths of convolutions, and M for a pooling that halves the maps."""
+VGG16 = "64,64,M,128,128,M,256,256,256,M,512,512,512,M,512,512,512"
+"""Plan of VGG-16 for small images, with one linear layer instead of three."""
 FLAT = "16,M,32,32,32,32,32"
 """Plan of a network that keeps one map size over five layers."""
 
@@ -247,14 +249,17 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def published(path: Path) -> tuple[nn.Module, int]:
-    """A CIFAR ResNet with option-A shortcuts out of a file of weights, and its depth."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
-    blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
-    net = ResNet(blocks)
+def published(path: Path) -> tuple[nn.Module, str]:
+    """Network and name of a file of weights: a CIFAR ResNet with option-A shortcuts, or that of ``vgg16.py``."""
+    stored = torch.load(path, weights_only=True, map_location="cpu")
+    state = {key.removeprefix("module."): value for key, value in stored.get("state_dict", stored).items()}
+    if "plan" in stored:
+        net, name = vgg(stored["plan"], size=32), "VGG-16-BN"
+    else:
+        blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
+        net, name = ResNet(blocks), f"ResNet-{6 * blocks + 2}"
     net.load_state_dict(state)
-    return net.eval().to(device()), 6 * blocks + 2
+    return net.eval().to(device()), name
 
 
 def widened(plan: str, factor: float) -> str:

@@ -73,14 +73,13 @@ def trained_cases(images: common.Images, options: argparse.Namespace, seed: int)
 
 
 def published_cases(images: common.Images, options: argparse.Namespace, seed: int) -> Iterator[Case]:
-    """Published CIFAR ResNets: the last block, its inner convolution and its sum; the seed draws the images."""
+    """Larger networks, of ResNets the last block, its inner convolution and its sum; the seed draws the images."""
     for path in options.weights or []:
-        net, depth = common.published(path)
-        blocks = (depth - 2) // 6
-        layers = [f"layer3.{blocks - 1}.conv1", f"layer3.{blocks - 1}.conv2"]
+        net, name = common.published(path)
+        blocks = len(getattr(net, "layer3", ()))
+        layers = [f"layer3.{blocks - 1}.conv1", f"layer3.{blocks - 1}.conv2"] if blocks else "auto"
         train = images.sample("train", 50, seed=seed)
-        name = f"ResNet-{depth}, 32 pixels"
-        case = Case(name, net, train, layers, options.images_per_class)
+        case = Case(f"{name}, 32 pixels", net, train, layers, options.images_per_class)
         yield case
         if blocks <= 3 or options.full:
             yield upscaled(case, 56)

@@ -89,9 +89,9 @@ def cases(images: common.Images, options: argparse.Namespace, seed: int) -> Iter
         print(f"test {common.evaluate(run.net, run.test)} (loss, accuracy)")
         yield case_of(name, run.net, run.train, options)
     for path in options.weights if "published" in options.networks else []:
-        net, depth = common.published(path)
+        net, name = common.published(path)
         train = images.sample("train", 2 * options.images_per_class, seed=seed)
-        yield case_of(f"ResNet-{depth}", net, train, options)
+        yield case_of(name, net, train, options)
 
 
 def case_of(name: str, net: nn.Module, train: TensorDataset, options: argparse.Namespace) -> Case:

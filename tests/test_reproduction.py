@@ -144,3 +144,24 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
         with (tmp_path / f"imagenet_{part}.csv").open(encoding="utf-8") as file:
             assert list(csv.DictReader(file)), part
     assert (tmp_path / "imagenet_ablation.png").exists()
+
+
+@pytest.mark.slow
+def test_the_vgg16_that_is_trained_here_is_found_again_and_goes_on_where_it_was(
+    script, folder, tmp_path, capsys
+) -> None:
+    common, vgg16 = script("common"), script("vgg16")
+    places = ["--data", str(folder / "images"), "--cache", str(tmp_path), "--width=0.0625"]
+    vgg16.main([*places, "--sizes", "16"])
+    first = torch.load(tmp_path / "vgg16_bn" / "last.ckpt", weights_only=True)
+    vgg16.main([*places, "--sizes", "16", "20", "32"])
+    last = torch.load(tmp_path / "vgg16_bn" / "last.ckpt", weights_only=True)
+    assert (first["global_step"], last["global_step"]) == (1, 3)
+    assert "test accuracy" in capsys.readouterr().out
+    net, name = common.published(tmp_path / "vgg16_bn.pt")
+    assert name == "VGG-16-BN"
+    assert net.resize.size == 32
+    convolutions = [module for module in net if isinstance(module, torch.nn.Conv2d)]
+    assert [conv.out_channels for conv in convolutions][-1] == 32
+    assert len(convolutions) == 13
+    assert all(torch.equal(value, last["state_dict"][f"net.{key}"]) for key, value in net.state_dict().items())

@@ -1,0 +1,104 @@
+"""Trains VGG-16 with batch normalisation, at its full width, on all training images of CIFAR-10.
+
+The network of the paper in the form that is usual for 32 pixels: thirteen convolutions of 64 to 512 units and one
+linear layer. Early epochs see smaller images, which is quicker. Where the processor has bfloat16 the convolutions use
+it. Every epoch is kept: a run that was broken off goes on where it was.
+
+    python reproduction/vgg16.py --data FOLDER                  # writes CACHE/vgg16_bn.pt
+    python reproduction/f5_ablation.py --weights CACHE/vgg16_bn.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import common
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+SIDE = 32
+"""Side of the images as they are."""
+SIZES = (16,) * 6 + (20,) * 5 + (24,) * 5 + (28,) * 3 + (32,) * 4
+"""Side of the images in training, by epoch."""
+
+
+class Sizes(pl.Callback):
+    """Scales the images of each epoch to its size; those of validation are whole."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the side of this epoch."""
+        pl_module.net.resize.size = self.sizes[trainer.current_epoch]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Images as they are."""
+        pl_module.net.resize.size = SIDE
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Back to the side of this epoch."""
+        pl_module.net.resize.size = self.sizes[trainer.current_epoch]
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, or go on training, and write the weights."""
+
+    def own(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="side of the images by epoch")
+        parser.add_argument("--learning-rate", type=float, default=0.05)
+        parser.add_argument("--seed", type=int, default=0)
+
+    options = common.parse(
+        argv,
+        __doc__,
+        cost="45 minutes on one core that has bfloat16.",
+        full={"sizes": [32] * 60},
+        options=own,
+        train_per_class=10**6,
+    )
+    images = common.load_images(options)
+    data = images.sample("train", options.train_per_class, seed=options.seed)
+    test = images.sample("test", 10**6, seed=0)
+    recipe = common.Recipe(
+        plan=common.widened(common.VGG16, options.width),
+        seed=options.seed,
+        size=SIDE,
+        train_per_class=options.train_per_class,
+        test_per_class=10**6,
+        augment=True,
+        epochs=len(options.sizes),
+        learning_rate=options.learning_rate,
+    )
+    net = recipe.network(len(images.names)).to(memory_format=torch.channels_last)
+    pl.seed_everything(options.seed, verbose=False)
+    history, kept = common.History(), ModelCheckpoint(options.cache / "vgg16_bn", save_last=True, save_top_k=0)
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs,
+        callbacks=[history, kept, Sizes(options.sizes)],
+        precision="bf16-mixed" if has_bfloat16() else "32-true",
+        devices=1,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    model = common.Classifier(net, recipe)
+    loaders = DataLoader(data, recipe.batch_size, shuffle=True, drop_last=True), DataLoader(test, 256)
+    last = options.cache / "vgg16_bn" / "last.ckpt"
+    trainer.fit(model, *loaders, ckpt_path=str(last) if last.exists() else None)
+    loss, accuracy = common.evaluate(net.eval(), test)
+    torch.save({"plan": recipe.plan, "state_dict": net.state_dict()}, options.cache / "vgg16_bn.pt")
+    print(f"test accuracy {100 * accuracy:.1f} %, loss {loss:.3f}: {options.cache / 'vgg16_bn.pt'}")
+
+
+if __name__ == "__main__":
+    main()
