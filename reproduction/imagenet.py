@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--squeezenet", type=Path, help="weights of squeezenet1_0 as an .npz, for bytes less a mean"
         )
         parser.add_argument("--parts", nargs="+", choices=KEYS, default=list(KEYS))
+        parser.add_argument("--draws", type=int, nargs="+", help="which draws of images; the first --seeds if left out")
         parser.add_argument("--random-orders", type=int, default=20)
         parser.add_argument("--off", nargs="+", choices=("zero", "mean"), default=["zero", "mean"], help="for ablation")
 
@@ -267,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for split, of in data.items():
             loss, accuracy = common.evaluate(case.net, TensorDataset(*of[:: max(1, len(of) // 500)]))
             print(f"{name}, {split} images: loss {loss:.3f}, accuracy {100 * accuracy:.1f} %", flush=True)
-        for draw in common.progress(range(options.seeds), name):
+        for draw in common.progress(options.draws or range(options.seeds), name):
             half, _ = halves(data["val"], draw)
             for part in options.parts:
                 rows = {
