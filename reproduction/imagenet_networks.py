@@ -1,4 +1,4 @@
-"""Published ImageNet networks and the images of ten ImageNet classes, for :mod:`imagenet`."""
+"""Larger networks and images of ten of their classes, for :mod:`imagenet`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ CLASSES = {
     "n03888257": 701,
 }
 """Where ImageNet's networks have Imagenette's classes."""
+PER_CLASS = {"train": 100, "val": 50}
+"""Images of each class, as many as there are of Imagenette."""
 Images = dict[str, TensorDataset]
 
 
 class Case(NamedTuple):
-    """A network that takes bytes, and the last of its layers with maps of 13x13 or 14x14."""
+    """A network that takes bytes, and the last of its layers whose maps are large enough."""
 
     name: str
     net: nn.Module
@@ -64,28 +66,34 @@ def efficientnet_lite0(pixels: int = 224) -> nn.Module:
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, image_size=pixels)
 
 
-def network(name: str, squeezenet: Path | None) -> Case:
-    """A published network, in evaluation mode."""
-    if name == "efficientnet_lite0":
+def network(name: str, weights: Path | None) -> Case:
+    """A network in evaluation mode, with published weights or those of a file.
+
+    Its layer is the last with maps of 13x13 or 14x14; of networks for 32 pixels the last with 8x8.
+    """
+    pixels, sides = 224, (13, 14)
+    colours = [[255 * value for value in values] for values in (common.MEAN, common.STD)]
+    if name == "vgg16_bn" and weights is not None:
+        pixels, sides = 32, (8,)
+        whole = Normalised(common.published(weights)[0], *colours)
+    elif name == "efficientnet_lite0":
         whole = Normalised(efficientnet_lite0(), [127.0], [128.0])
-    elif squeezenet is not None:
+    elif name == "squeezenet1_0" and weights is not None:
         import torchvision
 
         net = torchvision.models.squeezenet1_0()
-        with np.load(squeezenet) as stored:
+        with np.load(weights) as stored:
             net.load_state_dict({key: torch.from_numpy(stored[key].astype(np.float32)) for key in stored.files})
         whole = Normalised(net, [123.0, 117.0, 104.0], [1.0])
     else:
         import torchvision
 
-        net = torchvision.models.get_model(name, weights="DEFAULT")
-        scaled = [[255 * value for value in values] for values in (common.MEAN, common.STD)]
-        whole = Normalised(net, *scaled)
+        whole = Normalised(torchvision.models.get_model(name, weights="DEFAULT"), *colours)
     whole.eval().to(common.device())
-    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8, device=common.device())
+    images = torch.zeros(2, 3, pixels, pixels, dtype=torch.uint8, device=common.device())
     here = AnalysisSession(Runner(whole), AnalysisOptions(layers="all"), [images, torch.zeros(2).long()])
     hidden = [layer for layer in here.layers if layer.num_units != here.num_classes]
-    last = [layer.name for layer in hidden if layer.map_size in ((13, 13), (14, 14))][-1]
+    last = [layer.name for layer in hidden if layer.map_size[0] in sides][-1]
     return Case(name, whole, last)
 
 
@@ -132,22 +140,28 @@ def rescaled(case: Case, *, powers_of_two: bool, seed: int) -> nn.Module:
 
 
 def images(folder: Path) -> Images:
-    """Bytes ``[N, 3, 224, 224]`` with ImageNet's labels."""
+    """Bytes ``[N, 3, side, side]``, 224 pixels with ImageNet's labels or 32 with CIFAR's, the first of each class."""
     import torchvision
 
     found = {}
-    for split in ("train", "val"):
-        source = torchvision.datasets.ImageFolder(folder / split)
+    for split, per_class in PER_CLASS.items():
+        named = "test" if split == "val" and (folder / "test").is_dir() else split
+        source = torchvision.datasets.ImageFolder(folder / named)
+        known = set(source.classes) <= CLASSES.keys()
+        side = 224 if known else 32
         crop = torchvision.transforms.Compose(
             [
-                torchvision.transforms.Resize(224),
-                torchvision.transforms.CenterCrop(224),
+                torchvision.transforms.Resize(side),
+                torchvision.transforms.CenterCrop(side),
                 torchvision.transforms.PILToTensor(),
             ]
         )
-        numbers = torch.tensor([CLASSES[name] for name in source.classes])
-        pixels = torch.stack([crop(image) for image, _ in common.progress(source, f"reading {split} images")])
-        found[split] = TensorDataset(pixels, numbers[torch.tensor(source.targets)])
+        targets = torch.tensor(source.targets)
+        chosen = torch.cat([(targets == label).nonzero().flatten()[:per_class] for label in range(len(source.classes))])
+        shown = common.progress(chosen.tolist(), f"reading {split} images")
+        pixels = torch.stack([crop(source[index][0]) for index in shown])
+        numbers = torch.tensor([CLASSES[name] if known else label for label, name in enumerate(source.classes)])
+        found[split] = TensorDataset(pixels, numbers[targets[chosen]])
     return found
 
 
@@ -165,6 +179,6 @@ def halves(data: TensorDataset, seed: int) -> tuple[TensorDataset, TensorDataset
     return first, second
 
 
-def groups(labels: Tensor) -> Tensor:
-    """The place of each label among the ten classes."""
-    return torch.searchsorted(torch.tensor(list(CLASSES.values())), torch.as_tensor(labels).cpu())
+def places(known: Tensor, labels: Tensor) -> Tensor:
+    """The place of each label among those that there are images of."""
+    return torch.searchsorted(known, torch.as_tensor(labels).cpu())

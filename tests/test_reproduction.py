@@ -125,12 +125,12 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
     np.savez(weights, **{key: value.numpy() for key, value in net.state_dict().items()})
     chance = np.random.default_rng(0)
     for split in ("train", "val"):
-        for name in module.CLASSES:
+        for name in script("imagenet_networks").CLASSES:
             for index in range(4):
                 path = tmp_path / "images" / split / name / f"{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(chance.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path), "--squeezenet", str(weights)]
+    places = ["--data", str(tmp_path / "images"), "--out", str(tmp_path), "--weights", str(weights)]
     few = ["--seeds=1", "--random-orders=1", "--ablation-points=2"]
     module.main([*places, "--networks", "squeezenet1_0", *few])
     assert "squeezenet1_0, val images: loss" in capsys.readouterr().out
@@ -144,6 +144,11 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
         with (tmp_path / f"imagenet_{part}.csv").open(encoding="utf-8") as file:
             assert list(csv.DictReader(file)), part
     assert (tmp_path / "imagenet_ablation.png").exists()
+    module.main([*places, "--networks", "squeezenet1_0", "--seeds=1", "--parts", "cost"])
+    with (tmp_path / "imagenet_cost.csv").open(encoding="utf-8") as file:
+        cost = {row["settings"]: row for row in csv.DictReader(file)}
+    assert {name: row["images_a_side"] for name, row in cost.items()} == {"defaults": "40", "ten classes": "40"}
+    assert all(float(row["seconds"]) > 0 for row in cost.values())
 
 
 @pytest.mark.slow
