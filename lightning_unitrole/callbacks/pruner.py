@@ -119,10 +119,12 @@ class Pruner(Measuring):
         # Every process measures the same; this makes sure that all prune the same.
         choice: dict[str, list[int]] = trainer.strategy.broadcast(plan.choice)
         before: dict[str, torch.Tensor] = {}
+        widths: dict[str, int] = {}
         now, done = None, False
         with self._going_on(trainer, "No unit was pruned"):
-            before = units_left(pl_module, self._masked)
             network = self._network(trainer, pl_module)
+            widths = network.widths
+            before = units_left(pl_module, self._masked, widths)
             removal = plan_removal(network.graph, choice)
             now = network.counts(removal)
             if removal.kept and self.mode == "remove":
@@ -136,7 +138,9 @@ class Pruner(Measuring):
         self._chosen = self._shrinking = None
         size = self._size(trainer, pl_module, now)
         with self._going_on(trainer, "What was pruned could not be noted"):
-            self._note_step(trainer, pl_module, before, plan, size)
+            left = units_left(pl_module, self._masked, widths)
+            units = {layer: (whole, left[layer]) for layer, whole in before.items()}
+            self._note_step(trainer, pl_module, units, plan, size)
         self._log(trainer)
         return True
 
@@ -215,20 +219,20 @@ class Pruner(Measuring):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        before: dict[str, torch.Tensor],
+        units: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
         plan: _Plan,
         size: NetworkSize,
     ) -> None:
+        """Put into the report what was pruned; ``units`` are those of each layer before and after."""
         assert self.report is not None
         self._layers = layer_calls(pl_module, self._masked)
-        left = units_left(pl_module, self._masked)
         step = PruningStep(
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
             units={
-                layer: sorted(set(units.tolist()) - set(left[layer].tolist()))
-                for layer, units in before.items()
-                if len(left[layer]) < len(units)
+                layer: sorted(set(before.tolist()) - set(left.tolist()))
+                for layer, (before, left) in units.items()
+                if len(left) < len(before)
             },
             parameters=size.parameters,
             macs=size.macs,

@@ -37,6 +37,8 @@ ACTIVATIONS = frozenset({
 # fmt: on
 HEADS = ("batch", "head", "token", "channel")
 """Dimensions of what attention gives, before its heads are joined."""
+HEADS_OF = "#heads"
+"""What the name of a module is followed by in the name of its heads."""
 ATTENTION = "scaled_dot_product_attention"
 DROPOUTS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
@@ -60,6 +62,11 @@ def function_name(function: Any) -> str:
 def module_of(layer: str) -> str:
     """Name of the module behind a layer: ``name#1`` is the second call of ``name`` in a forward pass."""
     return layer.partition("#")[0]
+
+
+def channels_of(layer: str) -> str:
+    """What has the channels that are the units of a layer: a module, or the heads of one, ``name#heads``."""
+    return layer if layer.endswith(HEADS_OF) else module_of(layer)
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,7 @@ class _Tracer(TorchFunctionMode):
             self.weights[outputs[0]] = True
         elif step.owner is not None and (kind == ATTENTION or (weighed and kind == "matmul")):
             earlier = sum(head.module == step.owner for head in self.heads)
-            name = f"{step.owner}#heads{f'#{earlier}' if earlier else ''}"
+            name = f"{step.owner}{HEADS_OF}{f'#{earlier}' if earlier else ''}"
             self.heads.append(Convolution(name, step.owner, 0, step, step))
 
     def _convolution(self, args: tuple[Any, ...], kwargs: dict[str, Any], step: Step, depth: int) -> Convolution:

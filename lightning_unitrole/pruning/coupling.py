@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_unitrole.pruning.finder import Finder, named_tensors
 from lightning_unitrole.pruning.groups import CONVOLUTIONS, LAYERS, width_of
 from lightning_unitrole.pruning.groups import ChannelGraph as ChannelGraph
 from lightning_unitrole.pruning.groups import ChannelGroup as ChannelGroup
+from lightning_unitrole.pruning.heads import head_groups, with_heads
 from lightning_unitrole.pruning.loose import loose_graph
 
 
@@ -62,6 +64,7 @@ def channel_graph(
     library = torch_pruning()
     with undisturbed(model), everything_trainable(model), torch.enable_grad():
         positions = _positions(forward, model, inputs, batch)
+        heads = head_groups(forward, model, inputs, batch=batch, positions=positions, loose=loose)
         graph = library.DependencyGraph()
         try:
             graph.build_dependency(
@@ -69,13 +72,14 @@ def channel_graph(
             )
         except Exception as error:
             if loose:
-                return loose_graph(forward, model, inputs, positions)
+                found = loose_graph(forward, model, inputs, positions)
+                return replace(found, groups=with_heads([*found.groups], heads))
             raise TraceError(
                 "The forward pass could not be followed to see which channels hang together, as where channels are "
                 "shuffled or reshaped by hand, so no channel can be removed. mode='mask' without remove_at_end holds "
                 f"units of this network at zero instead. {type(error).__name__}: {error}"
             ) from error
-        groups = Finder(model, graph, library).groups()
+        groups = with_heads(Finder(model, graph, library).groups(), heads)
     sizes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     return ChannelGraph(groups, sizes, frozenset(dict(model.named_parameters())), positions)
 

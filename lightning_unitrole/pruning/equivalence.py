@@ -34,18 +34,44 @@ def remove_checked(forward: Callable[[Any], Any], model: nn.Module, removal: Rem
     """
     expected, tolerance = _masked(forward, model, removal, inputs)
     change, outputs = _removed(forward, model, removal, inputs)
-    alike = [tensor.shape for tensor in expected] == [tensor.shape for tensor in outputs]
-    for before, after in zip(expected, outputs, strict=False):
-        difference = float((before - after).abs().max()) if alike and before.numel() else 0.0
-        if not alike or not difference <= tolerance * float(before.abs().max()):
-            change.undo()
-            found = f"differ by {difference:.3g}" if alike else "have another shape"
-            raise TraceError(
-                f"Nothing was removed: the outputs of the smaller network {found} from those of the network with the "
-                "same units at zero. The model mixes channels in a way that the dependency graph does not see; leave "
-                "the layers out with skip_layers=, or use mode='mask'."
-            )
+    found = _difference(expected, outputs, tolerance)
+    if found is not None:
+        change.undo()
+        raise TraceError(
+            f"Nothing was removed: the outputs of the smaller network {found} from those of the network with the "
+            "same units at zero. The model mixes channels in a way that the dependency graph does not see; leave "
+            "the layers out with skip_layers=, or use mode='mask'."
+        )
     return change
+
+
+def same_masked(
+    forward: Callable[[Any], Any], other: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any
+) -> bool:
+    """Whether the masked network computes what it does unmasked in another way.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        other: the same in another way, as where units are set to zero while it runs.
+        model: the network; left as it is.
+        removal: what is to be held at zero.
+        inputs: a batch; two images are enough.
+    """
+    masked, tolerance = _masked(forward, model, removal, inputs)
+    with undisturbed(model), torch.no_grad():
+        return _difference(masked, _floats(other(inputs)), tolerance) is None
+
+
+def _difference(expected: list[Tensor], outputs: list[Tensor], tolerance: float) -> str | None:
+    """In what outputs differ by more than a tolerance, as a share of the largest; None where they do not."""
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in outputs]:
+        return "have another shape"
+    for before, after in zip(expected, outputs, strict=True):
+        difference = float((before - after).abs().max()) if before.numel() else 0.0
+        largest = float(before.abs().max()) if before.numel() else 0.0
+        if not difference <= tolerance * largest:
+            return f"differ by {difference:.3g}"
+    return None
 
 
 def remove_running(forward: Callable[[Any], Any], model: nn.Module, removal: Removal, inputs: Any) -> Change:

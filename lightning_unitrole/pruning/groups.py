@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
+
+from lightning_unitrole.network.tracing import HEADS_OF
 
 Place = tuple[str, int]
 """Name of a parameter or buffer, and one of its dimensions."""
@@ -26,21 +28,33 @@ CHANNEL_NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, *([nn.RMSNorm] if ha
 class ChannelGroup:
     """Layers that share a width: a removal takes an item, which is one channel of each of them, or several.
 
+    The heads of an attention are such a group too, called ``blocks.0.attn#heads``.
+
     Attributes:
         name: the first convolution of the group, in the order in which the model runs them.
         channels: for each convolution or linear layer that computes these channels, by module name, the output
-            channels of each of the N items.
+            channels of each of the N items; for heads the heads themselves first, by the name of the group.
         slices: for each place that a removal reaches, the indices of each of the N items.
         reason: why no channel can be removed; None where that is possible.
+        numbers: what each item adds to integer attributes of modules, by their full names, such as
+            ``blocks.0.attn.num_heads``.
+        macs: multiply-accumulate operations for one image that each item takes beside those of weights.
     """
 
     name: str
     channels: Mapping[str, Sequence[tuple[int, ...]]]
     slices: Mapping[Place, Sequence[tuple[int, ...]]]
     reason: str | None = None
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    macs: int = 0
 
     def __len__(self) -> int:
         return len(next(iter(self.channels.values())))
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether its items are heads of attention."""
+        return self.name.endswith(HEADS_OF)
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,11 @@ class ChannelGraph:
     def by_name(self) -> dict[str, ChannelGroup]:
         """The groups by their names."""
         return {group.name: group for group in self.groups}
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Number of heads of each attention."""
+        return {group.name: len(group) for group in self.groups if group.of_heads}
 
     def without(self, blocked: Mapping[str, str]) -> ChannelGraph:
         """The same graph, in which no channel leaves the groups that are named; each with its reason."""

@@ -18,7 +18,7 @@ from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.structures import take_rows
 from lightning_unitrole.pruning.coupling import everything_trainable
-from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup, Place
+from lightning_unitrole.pruning.groups import LAYERS, ChannelGraph, ChannelGroup, Place
 from lightning_unitrole.pruning.selection import Candidate, saving
 
 GROUP_NORM, GROUP_TAYLOR = "group_norm", "group_taylor"
@@ -163,8 +163,10 @@ def _readers(group: ChannelGroup, model: nn.Module, parameters: Mapping[str, Ten
     found = []
     for name, dim in group.slices:
         if name in parameters and parameters[name].dim() > 1:
-            transposed = getattr(model.get_submodule(name.rpartition(".")[0]), "transposed", False)
-            if dim == (0 if transposed else 1):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if group.of_heads and not isinstance(owner, LAYERS):
+                continue  # a table of an attention, with a column for each head
+            if dim == (0 if getattr(owner, "transposed", False) else 1):
                 found.append((name, dim))
     places = [place for place in group.slices if place[0] in parameters]
     return found or [place for place in places if place[0].rpartition(".")[0] not in group.channels] or places

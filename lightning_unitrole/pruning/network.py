@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_unitrole.ablation.scores import classification_score
 from lightning_unitrole.analysis.session import AnalysisSession
@@ -19,6 +18,7 @@ from lightning_unitrole.data.probe import Probe
 from lightning_unitrole.errors import DataError
 from lightning_unitrole.network.isolation import undisturbed
 from lightning_unitrole.network.structures import take_rows
+from lightning_unitrole.pruning.counting import count_macs, count_parameters
 from lightning_unitrole.pruning.coupling import channel_graph
 from lightning_unitrole.pruning.groups import ChannelGroup, layer_widths
 from lightning_unitrole.pruning.history import kept_channels, removals_of
@@ -66,8 +66,13 @@ class NetworkState:
         return {
             "parameters": count_parameters(runner.model),
             "macs": count_macs(runner.forward, runner.model, inputs, batch=self.batch),
-            "units": sum(layer_widths(runner.model).values()),
+            "units": sum(self.widths.values()),
         }
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Output channels of each convolution and linear layer, and heads of each attention; masked ones count."""
+        return layer_widths(self.session.runner.model) | self.graph.heads
 
     def gone(self, masked: Removal | None) -> dict[str, list[int]]:
         """Items of each channel group that a mask holds at zero, by the group's name."""
@@ -76,7 +81,7 @@ class NetworkState:
     def counts(self, masked: Removal | None) -> tuple[int, int, dict[str, int]]:
         """Parameters, multiply-accumulate operations and widths of the network without what is masked, by counting."""
         gone = self.gone(masked)
-        widths = layer_widths(self.session.runner.model)
+        widths = self.widths
         for group in self.graph.groups:
             for layer, channels in group.channels.items():
                 widths[layer] -= sum(len(channels[item]) for item in gone.get(group.name, ()))
@@ -168,32 +173,19 @@ def gone_items(groups: Sequence[ChannelGroup], masked: Removal) -> dict[str, lis
     return {layer: items for layer, items in gone.items() if items}
 
 
-def units_left(model: nn.Module, masked: Removal | None) -> dict[str, Tensor]:
-    """For each layer, the units that are left, ``[K]`` int64, by the indices that they had in the beginning."""
+def units_left(model: nn.Module, masked: Removal | None, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """For each layer, the units that are left, ``[K]`` int64, by the indices that they had in the beginning.
+
+    Args:
+        model: the network.
+        masked: what is held at zero.
+        widths: units of each layer, at least of those that never lost any.
+    """
     kept = kept_channels(removals_of(model))
-    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in layer_widths(model).items()}
+    left = {layer: kept.get(layer, torch.arange(width)) for layer, width in widths.items()}
     if masked is not None:
         left |= {layer: left[layer][stays] for layer, stays in masked.channels.items()}
     return left
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, batch: int) -> int:
-    """Multiply-accumulate operations of one image, by torch's own counter: half of its floating-point operations.
-
-    Args:
-        forward: called with ``inputs``; runs ``model``.
-        model: the network.
-        inputs: one batch.
-        batch: number of images in it.
-    """
-    with undisturbed(model), FlopCounterMode(display=False) as counter:
-        forward(inputs)
-    return int(counter.get_total_flops()) // (2 * batch)
 
 
 def measure_latency(

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import DataError, SettingError, refuse_newer
+from lightning_unitrole.network.attention import fitting_heads
 from lightning_unitrole.pruning.groups import CHANNEL_NORMS, ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.reports.storage import BROKEN
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+_OF_WINDOWS = ("torchvision.models.swin_transformer", "lightning_unitrole.pruning.windows")
 LARGEST_SIZE = 2**24
 """Largest dimension of a tensor, or width of a layer, that the record of a removal is believed."""
 
@@ -31,13 +33,16 @@ class Removal:
         shapes: shape before the removal of each parameter and buffer that it changes, by name.
         kept: for each of these and for each dimension that gets smaller, the indices that stay, int64 and ascending.
         channels: for each convolution and linear layer that gets fewer output channels, those that stay, ``[K]`` int64.
+            The heads of an attention are such a layer too.
         widths: number of output channels of each of these layers before the removal.
+        numbers: integer attributes of modules that count heads, by their full names: before and after the removal.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, Tensor]]
     channels: Mapping[str, Tensor]
     widths: Mapping[str, int]
+    numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def removed(self, name: str, dim: int) -> Tensor:
         """Indices of a dimension that leave, ``[R]`` int64."""
@@ -53,6 +58,7 @@ class Removal:
             "kept": {name: dict(dims) for name, dims in self.kept.items()},
             "channels": dict(self.channels),
             "widths": dict(self.widths),
+            "numbers": {name: list(sizes) for name, sizes in self.numbers.items()},
         }
 
     @classmethod
@@ -74,6 +80,10 @@ class Removal:
                 },
                 channels={str(name): _indices(kept, widths[name], name) for name, kept in state["channels"].items()},
                 widths=widths,
+                numbers={
+                    str(name): (_size(before), _size(after))  # which earlier versions did not have
+                    for name, (before, after) in state.get("numbers", {}).items()
+                },
             )
         except DataError:
             raise
@@ -84,6 +94,7 @@ class Removal:
         """Whether two records say the same."""
         return (
             self.shapes == other.shapes
+            and self.numbers == other.numbers
             and self.kept.keys() == other.kept.keys()
             and all(
                 dims.keys() == other.kept[name].keys()
@@ -127,6 +138,7 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
     """
     groups = graph.by_name
     gone: dict[str, set[int]] = {}
+    numbers: dict[str, tuple[int, int]] = {}
     for name, items in choice.items():
         if not len(items):
             continue
@@ -137,6 +149,8 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
             )
         for layer, channels in group.channels.items():
             gone.setdefault(layer, set()).update(*(channels[item] for item in items))
+        left = len(group) - len(set(items))
+        numbers |= {number: (each * len(group), each * left) for number, each in group.numbers.items()}
     kept: dict[str, dict[int, Tensor]] = {}
     for (name, dim), leaves in graph.taken(choice).items():
         kept.setdefault(name, {})[dim] = _others(leaves, graph.sizes[name][dim])
@@ -148,6 +162,7 @@ def plan_removal(graph: ChannelGraph, choice: Choice) -> Removal:
         kept=kept,
         channels={name: _others(leaves, widths[name]) for name, leaves in gone.items()},
         widths={name: widths[name] for name in gone},
+        numbers=numbers,
     )
 
 
@@ -189,7 +204,7 @@ class Change:
         replaced: the tensors that were replaced.
     """
 
-    def __init__(self, model: nn.Module, replaced: Sequence[Replaced]) -> None:
+    def __init__(self, model: nn.Module, replaced: Sequence[Replaced], numbers: Mapping[str, int]) -> None:
         self.replaced = replaced
         self._attributes: list[tuple[nn.Module, str, Any]] = []
         modules = dict(model.named_modules())
@@ -199,11 +214,17 @@ class Change:
                 _put(owner, one.name.rpartition(".")[2], one.after)
             for owner in dict.fromkeys(self._owners):
                 for name, value in _fitting_attributes(owner).items():
-                    self._attributes.append((owner, name, getattr(owner, name)))
-                    setattr(owner, name, value)
+                    self._set(owner, name, value)
+            for number, value in numbers.items():
+                owner_name, _, name = number.rpartition(".")
+                self._set(modules[owner_name], name, value)
         except BaseException:
             self.undo()
             raise
+
+    def _set(self, owner: nn.Module, name: str, value: Any) -> None:
+        self._attributes.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
 
     def undo(self) -> None:
         """Put everything back as it was: the same tensors, not copies."""
@@ -225,8 +246,12 @@ def remove(model: nn.Module, removal: Removal) -> Change:
     Raises:
         DataError: if the network does not have the tensors that the record speaks of. Nothing is changed then.
     """
-    tensors = _matching(model, removal, lambda name: removal.shapes[name])
-    return Change(model, [_replace(name, tensors[name], _taker(dims)) for name, dims in removal.kept.items()])
+    tensors = _matching(model, removal, lambda name: removal.shapes[name], before=0)
+    return Change(
+        model,
+        [_replace(name, tensors[name], _taker(dims)) for name, dims in removal.kept.items()],
+        {number: after for number, (_, after) in removal.numbers.items()},
+    )
 
 
 def regrow(model: nn.Module, removal: Removal) -> Change:
@@ -239,10 +264,11 @@ def regrow(model: nn.Module, removal: Removal) -> Change:
     Raises:
         DataError: if the network does not have the tensors that the record speaks of.
     """
-    tensors = _matching(model, removal, lambda name: _shape_after(removal, name))
+    tensors = _matching(model, removal, lambda name: _shape_after(removal, name), before=1)
     return Change(
         model,
         [_replace(name, tensors[name], _putter(dims, removal.shapes[name])) for name, dims in removal.kept.items()],
+        {number: before for number, (before, _) in removal.numbers.items()},
     )
 
 
@@ -251,7 +277,19 @@ def _shape_after(removal: Removal, name: str) -> tuple[int, ...]:
     return tuple(len(kept[dim]) if dim in kept else size for dim, size in enumerate(removal.shapes[name]))
 
 
-def _matching(model: nn.Module, removal: Removal, expected: Callable[[str], tuple[int, ...]]) -> dict[str, Tensor]:
+def _matching(
+    model: nn.Module, removal: Removal, expected: Callable[[str], tuple[int, ...]], *, before: int
+) -> dict[str, Tensor]:
+    """The tensors that a removal speaks of; ``before`` says which of its two numbers the model must have now."""
+    modules = dict(model.named_modules())
+    for number, sizes in removal.numbers.items():
+        owner, _, name = number.rpartition(".")
+        found = getattr(modules.get(owner), name, None)
+        if found != sizes[before]:
+            raise DataError(
+                f"The removal history does not fit this {type(model).__name__}: {number!r} is {found!r}; expected "
+                f"{sizes[before]}. Build the network as it was before units were removed."
+            )
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in removal.kept:
         if name not in tensors:
@@ -335,4 +373,10 @@ def _fitting_attributes(module: nn.Module) -> dict[str, Any]:
         return {"normalized_shape": tuple(weight.shape)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": weight.numel()} if weight is not None else {}
+    if isinstance(module, nn.MultiheadAttention):
+        return fitting_heads(module)
+    if type(module).__module__ in _OF_WINDOWS:
+        from lightning_unitrole.pruning.windows import fitting_windows  # needs torchvision
+
+        return fitting_windows(module)
     return {}

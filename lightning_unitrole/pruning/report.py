@@ -27,7 +27,7 @@ class NetworkSize:
     Attributes:
         parameters: number of parameters.
         macs: multiply-accumulate operations of one image.
-        widths: output channels of each convolution and linear layer.
+        widths: output channels of each convolution and linear layer, and heads of each attention.
         latency: milliseconds of a forward pass of ``batch`` images in evaluation mode.
         batch: images in that forward pass.
         accuracy: share of the monitor's validation images, 0 to 1; for other tasks the mean of their score.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_unitrole.errors import SettingError
-from lightning_unitrole.network.tracing import module_of
+from lightning_unitrole.network.tracing import channels_of
 from lightning_unitrole.pruning.evidence import LayerEvidence
 from lightning_unitrole.pruning.groups import ChannelGraph, ChannelGroup, Choice
 from lightning_unitrole.reports.roles import UnitRole
@@ -115,8 +115,9 @@ class Limits:
     """What a choice has to respect.
 
     Attributes:
-        min_units: items that each group keeps, at least.
-        round_to: the number of items that a group keeps is a multiple of this, unless the group is left alone.
+        min_units: items that each group keeps, at least; of heads of attention one.
+        round_to: the number of items that a group keeps is a multiple of this, unless the group is left alone or has
+            heads of attention for items.
         max_drop: largest accuracy drop of an item, see :func:`accuracy_drop`; None for no limit.
     """
 
@@ -161,7 +162,7 @@ def prunable_groups(
         if not fnmatch.filter(names, pattern):
             raise SettingError(f"skip_layers names {pattern!r}, which is none of the layers: {', '.join(names)}.")
     skipped = {name for pattern in skip_layers for name in fnmatch.filter(names, pattern)}
-    known, named = (set(map(module_of, layers)) for layers in (measured, by_name))
+    known, named = (set(map(channels_of, layers)) for layers in (measured, by_name))
     found = []
     for group in graph.groups:
         wanted, left_alone = sorted(named & set(group.channels)), sorted(skipped & set(group.channels))
@@ -204,7 +205,7 @@ def find_candidates(
     scores: dict[str, Tensor] = {}
     drops: dict[str, Tensor] = {}
     for layer in evidence:
-        module = module_of(layer.name)
+        module = channels_of(layer.name)
         measured = [(scores, unit_scores(layer, choose_by))]
         if layer.curve is not None:
             measured.append((drops, accuracy_drop(layer)))
@@ -238,12 +239,14 @@ def _chunks(candidate: Candidate, limits: Limits, allowance: int | None) -> list
     if limits.max_drop is not None and candidate.drops is not None:
         drops = candidate.drops
         order = [item for item in order if float(drops[item]) <= limits.max_drop]
-    keep = -(-max(limits.min_units, 1) // limits.round_to) * limits.round_to
+    # A head has many channels, so how round their number is to be does not matter to heads.
+    round_to, least = (1, 1) if candidate.group.of_heads else (limits.round_to, limits.min_units)
+    keep = -(-max(least, 1) // round_to) * round_to
     chunks: list[_Chunk] = []
     left, start = size - len(candidate.gone), 0
     fewest = keep if allowance is None else max(keep, size - allowance)
     while True:
-        target = (left - 1) // limits.round_to * limits.round_to
+        target = (left - 1) // round_to * round_to
         count = left - target
         if target < fewest or start + count > len(order):
             return chunks
@@ -325,11 +328,11 @@ def saving(graph: ChannelGraph, choice: Choice, of: str) -> int:
     Args:
         graph: the network's channel groups.
         choice: items by group.
-        of: ``"macs"`` of convolutions and linear layers for one image, ``"parameters"`` or ``"units"``, which are
-            output channels of convolutions and linear layers.
+        of: ``"macs"`` of convolutions, linear layers and attention for one image, ``"parameters"`` or ``"units"``,
+            which are output channels of convolutions and linear layers, and heads.
     """
+    groups = graph.by_name
     if of == "units":
-        groups = graph.by_name
         return sum(
             len(channels[item])
             for name, items in choice.items()
@@ -339,7 +342,7 @@ def saving(graph: ChannelGraph, choice: Choice, of: str) -> int:
     leaving: dict[str, dict[int, int]] = {}
     for (tensor, dim), indices in graph.taken(choice).items():
         leaving.setdefault(tensor, {})[dim] = len(indices)
-    total = 0
+    total = sum(groups[name].macs * len(items) for name, items in choice.items()) if of == "macs" else 0
     for tensor, dims in leaving.items():
         if tensor not in graph.parameters:
             continue

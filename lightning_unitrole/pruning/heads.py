@@ -1,0 +1,334 @@
+"""Heads of attention as what can leave: what belongs to each is found by trying, however the attention is written.
+
+All heads but one are switched off where attention gives them, ``[batch, heads, tokens, width]``. What has a gradient
+then belongs to the one: its rows of queries, keys and values, the columns that read it, its part of a table of biases.
+Then one head is taken out. Only where the attention computes the same without it as with it at zero may heads leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_unitrole.errors import TraceError
+from lightning_unitrole.network.attention import open_attention
+from lightning_unitrole.network.structures import map_tensors, tensors_in
+from lightning_unitrole.network.tap import UnitTap
+from lightning_unitrole.network.tracing import HEADS_OF, Convolution, TapSite, trace_forward
+from lightning_unitrole.network.units import UnitLayer
+from lightning_unitrole.pruning.counting import count_macs
+from lightning_unitrole.pruning.equivalence import remove_checked, same_masked
+from lightning_unitrole.pruning.finder import named_tensors, shared_tensors
+from lightning_unitrole.pruning.groups import LAYERS, ChannelGraph, ChannelGroup, Place
+from lightning_unitrole.pruning.removal import plan_removal
+from lightning_unitrole.pruning.selection import saving
+
+_SCOPES = 3
+"""An attention, and so many modules around it less one, in which what belongs to its heads is looked for."""
+
+_ATTEMPTS = 32
+"""How many sets of integer attributes are tried to follow the number of heads."""
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def head_groups(
+    forward: Callable[[Any], Any],
+    model: nn.Module,
+    inputs: Any,
+    *,
+    batch: int,
+    positions: Mapping[str, int],
+    loose: bool = False,
+) -> list[ChannelGroup]:
+    """The heads of each attention of a network, which is left as it was; call it in an undisturbed model.
+
+    Args:
+        forward: called with ``inputs``; runs ``model``.
+        model: the module by which layers are named.
+        inputs: one batch; two images are enough.
+        batch: number of images in it.
+        positions: see :class:`~lightning_unitrole.pruning.groups.ChannelGraph`.
+        loose: whether it is enough that heads can be held at zero.
+
+    Returns:
+        A group for each attention, in the order in which they run; with a reason where no head can leave.
+    """
+    with open_attention(model):
+        trace = trace_forward(forward, model, inputs)
+        sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
+        scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
+        calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
+        groups = []
+        for name, (attention, site) in sites.items():
+            search = _Search(model, attention, site, batch, positions, loose)
+            groups.append(search.group([(scope, calls[scope]) for scope in scopes[name] if scope in calls]))
+    return [replace(group, macs=group.macs * trace.calls[sites[group.name][0].module]) for group in groups]
+
+
+def with_heads(groups: list[ChannelGroup], heads: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Channel groups and heads, in which no channel of a head leaves on its own."""
+    taken = {layer for group in heads for layer in group.channels}
+    found = []
+    for group in groups:
+        rest = {layer: channels for layer, channels in group.channels.items() if layer not in taken}
+        if len(rest) == len(group.channels):
+            found.append(group)
+        elif rest:
+            reason = group.reason or "its channels hang on those of heads of attention"
+            found.append(replace(group, name=next(iter(rest)), channels=rest, reason=reason))
+    return [*found, *heads]
+
+
+def _around(name: str) -> list[str]:
+    """Names of a module and of those around it, from the inside."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(len(parts), -1, -1)][:_SCOPES]
+
+
+def _calls(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, names: set[str]) -> dict[str, Call]:
+    """What some modules are called with; of several calls the first."""
+    found: dict[str, Call] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if name not in found:  # copies: a later layer may write into them
+                found[name] = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name in names
+    ]
+    try:
+        with torch.no_grad():
+            forward(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _runner(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], Any]:
+    return lambda _: module(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Looks for what belongs to the heads of one attention."""
+
+    model: nn.Module
+    attention: Convolution
+    site: TapSite | None
+    batch: int
+    positions: Mapping[str, int]
+    loose: bool
+
+    @property
+    def heads(self) -> int:
+        return self.attention.tap.shape[1]
+
+    def group(self, calls: list[tuple[str, Call]]) -> ChannelGroup:
+        """The group, found in the smallest of some modules that reads the heads that it makes."""
+        name = self.attention.name
+        reason = "what belongs to each of its heads cannot be told apart"
+        if self.heads == 1:
+            calls, reason = [], "it has a single head"
+        for scope, (args, kwargs) in calls:
+            module = self.model.get_submodule(scope)
+            try:
+                found = self._in(scope, _runner(module, args, kwargs), self._layout(scope, args, kwargs))
+            except TraceError as error:
+                reason = _in_words(error, self.attention.module)
+            except Exception as error:
+                reason = f"it cannot be run on its own to see its heads: {type(error).__name__}: {error}"
+            else:
+                if isinstance(found, ChannelGroup):
+                    return found
+                reason = found or reason
+        return ChannelGroup(name, {name: [(head,) for head in range(self.heads)]}, {}, reason)
+
+    def _layout(self, scope: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, list[tuple[int, ...]]]:
+        """The indices of each head in the tensors of a module, by trying with random weights."""
+        module = self.model.get_submodule(scope)
+        leaves = {
+            name: _random(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            if tensor.is_floating_point()
+        }
+        touched: dict[str, list[Tensor]] = {name: [] for name in leaves}
+        with torch.enable_grad():
+            for leaf in leaves.values():
+                leaf.requires_grad_(True)
+            for head in range(self.heads):
+                with self._tapped(scope, [head]):
+                    given = {name: leaf.clone() for name, leaf in leaves.items()}  # which may be written to in place
+                    outputs = functional_call(module, given, args, kwargs)
+                read = [one for one in tensors_in(outputs) if one.requires_grad]
+                noise = [torch.randn_like(one) for one in read]
+                gradients = torch.autograd.grad(read, list(leaves.values()), noise, allow_unused=True)
+                for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+                    touched[name].append(torch.zeros_like(leaf) if gradient is None else gradient.detach())
+        prefix = f"{scope}." if scope else ""
+        return {(prefix + name, dim): rows for (name, dim), rows in _owned(module, touched).items()}
+
+    def _tapped(self, scope: str, kept: list[int]) -> UnitTap:
+        """Sets the heads to zero that are not ``kept``."""
+        assert self.site is not None
+        keep = torch.zeros(self.heads)
+        keep[kept] = 1
+        inner = self.site.module.removeprefix(scope).removeprefix(".")
+        tap = replace(self.site, module=inner, call=0, calls=1, root=None)
+        layer = UnitLayer(self.attention.name, self.heads, (1, 1), tap, inner, None, None, grid=False)
+
+        def switch(_: UnitLayer, maps: Tensor) -> Tensor:
+            return maps * keep.to(maps)[:, None, None]
+
+        return UnitTap(self.model.get_submodule(scope), [layer], switch)
+
+    def _in(
+        self, scope: str, run: Callable[[Any], Any], layout: Mapping[Place, list[tuple[int, ...]]]
+    ) -> ChannelGroup | str | None:
+        """The group if heads can leave by a layout; else why not.
+
+        Raises:
+            TraceError: if the attention does not work without one of them.
+        """
+        shared = shared_tensors(self.model)
+        tied = next((name for name, _ in layout if name in shared), None)
+        if not layout or tied:
+            return f"{tied!r} is shared with {shared[tied]!r}" if tied else None
+        name = self.attention.name
+        channels: dict[str, list[tuple[int, ...]]] = {name: [(head,) for head in range(self.heads)]}
+        for (tensor, dim), rows in layout.items():
+            layer, _, kind = tensor.rpartition(".")
+            owner: Any = self.model.get_submodule(layer)
+            if isinstance(owner, LAYERS) and kind == "weight" and dim == int(getattr(owner, "transposed", False)):
+                channels[layer] = rows
+        group = ChannelGroup(name, channels, layout)
+        first: TraceError | None = None
+        for numbers in islice(self._numbers(scope), _ATTEMPTS):
+            candidate = replace(group, numbers=numbers)
+            try:
+                return replace(candidate, macs=self._macs(candidate, run))
+            except TraceError as error:
+                first = first or error
+        if self.loose and self._can_be_held(scope, group, run):
+            return group
+        assert first is not None
+        raise first
+
+    def _numbers(self, scope: str) -> Iterator[dict[str, int]]:
+        """Sets of integer attributes that may count heads, the likeliest first: what each head adds to them."""
+        outer, width = self.attention.module, self.attention.tap.shape[3]
+        sure: dict[str, int] = {}
+        others: dict[str, int] = {}
+        for name, module in self.model.named_modules():
+            inside = name == outer or f"{name}.".startswith(f"{outer}." if outer else "")
+            if type(module).__module__.startswith("torch.nn.") or not (inside or name in _around(outer)):
+                continue
+            if not f"{name}.".startswith(f"{scope}." if scope else ""):
+                continue
+            for key, value in vars(module).items():
+                if type(value) is int and value > 0 and value % self.heads == 0:
+                    each = value // self.heads
+                    if each in (1, width, 2 * width, 3 * width):
+                        likely = each == 1 and "head" in key
+                        (sure if likely else others)[f"{name}.{key}" if name else key] = each
+        for without in range(len(sure) + 1):
+            for more in range(len(others) + 1):
+                for left_out in combinations(sure, without):
+                    for added in combinations(others, more):
+                        yield {
+                            key: each for key, each in (sure | others).items() if key in {*sure, *added} - {*left_out}
+                        }
+
+    def _graph(self, group: ChannelGroup) -> ChannelGraph:
+        sizes = {name: tuple(tensor.shape) for name, tensor in named_tensors(self.model)}
+        return ChannelGraph([group], sizes, frozenset(dict(self.model.named_parameters())), self.positions)
+
+    def _macs(self, group: ChannelGroup, run: Callable[[Any], Any]) -> int:
+        """Multiply-accumulate operations of a head beside those of weights, as counted without it.
+
+        Raises:
+            TraceError: if the attention does not work without it.
+        """
+        graph = self._graph(group)
+        before = count_macs(run, self.model, None, batch=self.batch)
+        change = remove_checked(run, self.model, plan_removal(graph, {group.name: [0]}), None)
+        try:
+            after = count_macs(run, self.model, None, batch=self.batch)
+        finally:
+            change.undo()
+        return before - after - saving(graph, {group.name: [0]}, "macs")
+
+    def _can_be_held(self, scope: str, group: ChannelGroup, run: Callable[[Any], Any]) -> bool:
+        """Whether the masked attention computes what one does whose head is switched off where attention gives it."""
+
+        def without(_: Any) -> Any:
+            with self._tapped(scope, [*range(1, self.heads)]):
+                return run(None)
+
+        return same_masked(run, without, self.model, plan_removal(self._graph(group), {group.name: [0]}), None)
+
+
+def _random(weight: Tensor) -> Tensor:
+    """Weights of the same shape by which something of every entry comes through, whatever it is now."""
+    if weight.dim() < 2:
+        return torch.rand_like(weight) + 0.5
+    return torch.randn_like(weight) * weight.shape[-1] ** -0.5
+
+
+def _owned(module: nn.Module, touched: Mapping[str, list[Tensor]]) -> dict[Place, list[tuple[int, ...]]]:
+    """Dimensions along which each entry belongs to one head, and the entries of each.
+
+    Args:
+        module: the module.
+        touched: gradients of its tensors, one for each head that was left on.
+    """
+    owned: dict[Place, Tensor] = {}
+    for name, gradients in touched.items():
+        for dim in range(gradients[0].dim()):
+            rows = _rows(gradients, dim)
+            # Each index belongs to one head, and each head has as many.
+            if bool((rows.sum(0) == 1).all()) and len(set(rows.sum(1).tolist())) == 1:
+                owned[name, dim] = rows
+                break
+    for name, gradients in touched.items():
+        # A bias of keys moves all scores alike and has no gradient but by rounding: it goes where its weights go.
+        if gradients[0].dim() == 1 and (name, 0) not in owned:
+            layer, rows = name.rpartition(".")[0], _rows(gradients, 0)
+            for (other, dim), of_weight in list(owned.items()):
+                beside = other.rpartition(".")[0] == layer and of_weight.shape == rows.shape and dim == 0
+                known = bool(rows.any()) or isinstance(module.get_submodule(layer), LAYERS)
+                if beside and known and not bool((rows & ~of_weight).any()):
+                    owned[name, 0] = of_weight
+                    break
+    return {place: [tuple(one.nonzero().flatten().tolist()) for one in rows] for place, rows in owned.items()}
+
+
+def _rows(gradients: list[Tensor], dim: int) -> Tensor:
+    """``[heads, size]`` whether anything at an index of a dimension has a gradient, for each head that was left on."""
+    found: list[Tensor] = [(one != 0).movedim(dim, 0).flatten(1).any(1) if one.dim() > 1 else one != 0 for one in gradients]
+    return torch.stack(found, 0).cpu()
+
+
+def _in_words(error: TraceError, name: str) -> str:
+    cause = error.__cause__
+    if cause is None:
+        what = "computes something else than with that head at zero"
+    else:
+        text = str(cause).partition("\n")[0]
+        what = f"fails with {type(cause).__name__}: {text}"
+    return (
+        f"tried out, {name!r} without one of its heads {what}. Its forward method must take the number of heads and "
+        "their width from attributes and weights, not from the width of its input; mode='mask' holds heads at zero"
+    )
