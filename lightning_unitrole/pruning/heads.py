@@ -7,6 +7,7 @@ Then one head is taken out. Only where the attention computes the same without i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
@@ -138,7 +139,7 @@ class _Search:
 
     def group(self, calls: list[tuple[str, Call]]) -> ChannelGroup:
         """The group, found in the smallest of some modules that reads the heads that it makes."""
-        name = self.attention.name
+        name, failure = self.attention.name, None
         reason = "what belongs to each of its heads cannot be told apart"
         if self.heads == 1:
             calls, reason = [], "it has a single head"
@@ -147,13 +148,16 @@ class _Search:
             try:
                 found = self._in(scope, _runner(module, args, kwargs), self._layout(scope, args, kwargs))
             except TraceError as error:
-                reason = _in_words(error, self.attention.module)
+                if failure is None or failure.__cause__ is None:
+                    failure, reason = error, _in_words(error, scope)
             except Exception as error:
                 reason = f"it cannot be run on its own to see its heads: {type(error).__name__}: {error}"
             else:
                 if isinstance(found, ChannelGroup):
                     return found
-                reason = found or reason
+                if found is not None:
+                    reason = found
+                    break
         return ChannelGroup(name, {name: [(head,) for head in range(self.heads)]}, {}, reason)
 
     def _layout(self, scope: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, list[tuple[int, ...]]]:
@@ -284,7 +288,7 @@ def _random(weight: Tensor) -> Tensor:
     """Weights of the same shape by which something of every entry comes through, whatever it is now."""
     if weight.dim() < 2:
         return torch.rand_like(weight) + 0.5
-    return torch.randn_like(weight) * weight.shape[-1] ** -0.5
+    return torch.randn_like(weight) * (1 / math.sqrt(weight.shape[-1]))
 
 
 def _owned(module: nn.Module, touched: Mapping[str, list[Tensor]]) -> dict[Place, list[tuple[int, ...]]]:
@@ -317,7 +321,9 @@ def _owned(module: nn.Module, touched: Mapping[str, list[Tensor]]) -> dict[Place
 
 def _rows(gradients: list[Tensor], dim: int) -> Tensor:
     """``[heads, size]`` whether anything at an index of a dimension has a gradient, for each head that was left on."""
-    found: list[Tensor] = [(one != 0).movedim(dim, 0).flatten(1).any(1) if one.dim() > 1 else one != 0 for one in gradients]
+    found: list[Tensor] = [
+        (one != 0).movedim(dim, 0).flatten(1).any(1) if one.dim() > 1 else one != 0 for one in gradients
+    ]
     return torch.stack(found, 0).cpu()
 
 
@@ -329,6 +335,7 @@ def _in_words(error: TraceError, name: str) -> str:
         text = str(cause).partition("\n")[0]
         what = f"fails with {type(cause).__name__}: {text}"
     return (
-        f"tried out, {name!r} without one of its heads {what}. Its forward method must take the number of heads and "
-        "their width from attributes and weights, not from the width of its input; mode='mask' holds heads at zero"
+        f"tried out, {name!r} without one of its heads {what}. Heads can leave where each has weights of its own, and "
+        "the forward method takes their number and width from attributes and weights, not from the width of its "
+        "input; mode='mask' holds heads at zero"
     )

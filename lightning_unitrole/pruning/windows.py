@@ -62,16 +62,17 @@ def _attend(attention: Any, x: Tensor, scale: Tensor | None) -> Tensor:
         for by, size, whole in zip(attention.shift_size, attention.window_size, padded, strict=True)
     ]
     x = x.roll((-shift[0], -shift[1]), (1, 2))
-    tiles = padded[0] // rows, padded[1] // columns
-    x = x.unflatten(2, (tiles[1], columns)).unflatten(1, (tiles[0], rows)).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(0, 2)  # [batch * windows, tokens, channels]
+    down, across = padded[0] // rows, padded[1] // columns
+    x = x.view(batch, down, rows, across, columns, -1).transpose(2, 3)
+    x = x.reshape(batch * down * across, rows * columns, -1)
 
     bias = attention.qkv.bias
     if scale is not None and bias is not None:  # keys have no bias
         query, _, value = bias.chunk(3)
         bias = torch.cat([query, torch.zeros_like(query), value])
     heads = attention.num_heads
-    q, k, v = F.linear(x, attention.qkv.weight, bias).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    qkv = F.linear(x, attention.qkv.weight, bias)
+    q, k, v = qkv.view(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
     if scale is None:
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
     else:
@@ -80,14 +81,14 @@ def _attend(attention: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     scores = scores + attention.get_relative_position_bias()
     if any(shift):
         apart = _apart(padded, (rows, columns), shift, x.device)
-        scores = scores.unflatten(0, (batch, -1)) + torch.where(apart, -100.0, 0.0)[:, None].to(scores.dtype)
-        scores = scores.flatten(0, 1)
+        hidden = torch.where(apart, -100.0, 0.0)[:, None].to(scores.dtype)
+        scores = scores + hidden.repeat(batch, 1, 1, 1)
     weights = F.dropout(scores.softmax(-1), attention.attention_dropout, attention.training)
     x = F.linear((weights @ v).transpose(1, 2).flatten(2), attention.proj.weight, attention.proj.bias)
     x = F.dropout(x, attention.dropout, attention.training)
 
-    x = x.unflatten(1, (rows, columns)).unflatten(0, (batch, *tiles)).transpose(2, 3)
-    x = x.flatten(3, 4).flatten(1, 2).roll((shift[0], shift[1]), (1, 2))
+    x = x.view(batch, down, across, rows, columns, -1).transpose(2, 3).reshape(batch, *padded, -1)
+    x = x.roll((shift[0], shift[1]), (1, 2))
     return x[:, :height, :width].contiguous()
 
 
@@ -98,6 +99,7 @@ def _apart(padded: Any, window: tuple[int, int], shift: list[int], device: torch
         place = torch.arange(padded[dim], device=device).unsqueeze(1 - dim)
         if by:
             region = 3 * region + (place >= padded[dim] - size).long() + (place >= padded[dim] - by)
-    tiles = region.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0])).transpose(1, 2)
-    tokens = tiles.flatten(2).flatten(0, 1)
+    rows, columns = window
+    tiles = region.view(padded[0] // rows, rows, padded[1] // columns, columns).transpose(1, 2)
+    tokens = tiles.reshape(-1, rows * columns)
     return tokens.unsqueeze(1) != tokens.unsqueeze(2)

@@ -30,6 +30,8 @@ from lightning_unitrole.pruning.selection import Candidate, Limits, choose, savi
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Maximum recursive depth reached"),  # Torch-Pruning's
 ]
 
@@ -311,8 +313,8 @@ def test_what_belongs_to_a_head_by_hand() -> None:
     ("build", "why"),
     [
         pytest.param(ByWidth, "not from the width of its input; mode='mask' holds heads at zero", id="by its width"),
-        pytest.param(Talking, "cannot be told apart", id="heads that are mixed"),
-        pytest.param(Weighed, "cannot be told apart", id="weights that are an output"),
+        pytest.param(Talking, "Heads can leave where each has weights of its own", id="heads that are mixed"),
+        pytest.param(Weighed, "without one of its heads fails", id="weights that are an output"),
         pytest.param(OneHead, "it has a single head", id="one head"),
         pytest.param(lambda: Torch(add_bias_kv=True), None, id="a key of its own"),
     ],
@@ -325,7 +327,7 @@ def test_heads_that_cannot_leave(build: Callable[[], nn.Module], why: str | None
     reasons = [group.reason for group in graph.groups if group.of_heads]
     assert len(reasons) == (0 if why is None else 2)
     assert all(why is not None and why in str(reason) for reason in reasons)
-    assert [group.name for group in graph.groups if group.reason is None] == ["hidden.0.0", "hidden.1.0"]
+    assert {"hidden.0.0", "hidden.1.0"} <= {group.name for group in graph.groups if group.reason is None}
 
 
 def test_shared_attention_is_left_alone() -> None:
@@ -458,7 +460,6 @@ def test_heads_are_pruned_while_training_and_come_back_from_a_checkpoint(attenti
     assert all(report.after.widths[name] == 2 for name in names)
     assert report.after.macs < report.before.macs
     assert step.predicted_loss == pytest.approx(step.loss_after, rel=1e-5)
-    assert "net.patches" in report.skipped
     for parameter, state in trainer.optimizers[0].state.items():
         assert state["exp_avg"].shape == parameter.shape
     assert {id(one) for group in trainer.optimizers[0].param_groups for one in group["params"]} == {
@@ -493,13 +494,13 @@ def test_heads_are_held_at_zero_while_training() -> None:
         )
 
 
-def test_heads_that_were_measured_are_pruned_by_evidence() -> None:
+def test_heads_are_pruned_by_a_criterion() -> None:
     pl.seed_everything(0)
     module = Module()
     watching = UnitRoleMonitor(images_per_class=2, every_n_epochs=99, backend="torch")
     pruning = UnitPruning(
-        choose_by="evidence", amount=0.4, of="layer", start_epoch=0, layers=["*#heads"], monitor=watching,
-        criterion="contribution",
-    )  # fmt: skip
+        choose_by="contribution", amount=0.4, of="layer", start_epoch=0, layers=["*#heads"], monitor=watching
+    )
     make_trainer(pruning, max_epochs=1).fit(module, data(), data())
-    assert heads_left(module) in ([2, 2], [3, 3])
+    assert heads_left(module) == [2, 2]
+    assert [one.out_features for one in (module.net.hidden[0][0], module.net.hidden[1][0])] == [20, 20]
