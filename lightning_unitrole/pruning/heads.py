@@ -24,10 +24,10 @@ from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.tracing import HEADS_OF, Convolution, TapSite, trace_forward
 from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.pruning.counting import count_macs
-from lightning_unitrole.pruning.equivalence import remove_checked, same_masked
+from lightning_unitrole.pruning.equivalence import remove_checked, remove_running, same_masked
 from lightning_unitrole.pruning.finder import named_tensors, shared_tensors
 from lightning_unitrole.pruning.groups import LAYERS, ChannelGraph, ChannelGroup, Place
-from lightning_unitrole.pruning.removal import plan_removal
+from lightning_unitrole.pruning.removal import plan_removal, remove
 from lightning_unitrole.pruning.selection import saving
 
 _SCOPES = 3
@@ -139,17 +139,22 @@ class _Search:
 
     def group(self, calls: list[tuple[str, Call]]) -> ChannelGroup:
         """The group, found in the smallest of some modules that reads the heads that it makes."""
-        name, failure = self.attention.name, None
+        name = self.attention.name
         reason = "what belongs to each of its heads cannot be told apart"
         if self.heads == 1:
             calls, reason = [], "it has a single head"
+        failing: Any = None
         for scope, (args, kwargs) in calls:
-            module = self.model.get_submodule(scope)
+            module, layout = self.model.get_submodule(scope), None
             try:
-                found = self._in(scope, _runner(module, args, kwargs), self._layout(scope, args, kwargs))
+                layout = self._layout(scope, args, kwargs)
+                if layout == failing:
+                    break
+                found = self._in(scope, _runner(module, args, kwargs), layout)
             except TraceError as error:
-                if failure is None or failure.__cause__ is None:
-                    failure, reason = error, _in_words(error, scope)
+                reason = _in_words(error, scope)
+                if error.__cause__ is not None:  # and will, whatever is around it
+                    failing = layout
             except Exception as error:
                 reason = f"it cannot be run on its own to see its heads: {type(error).__name__}: {error}"
             else:
@@ -163,26 +168,32 @@ class _Search:
     def _layout(self, scope: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, list[tuple[int, ...]]]:
         """The indices of each head in the tensors of a module, by trying with random weights."""
         module = self.model.get_submodule(scope)
-        leaves = {
-            name: _random(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-            for name, tensor in (*module.named_parameters(), *module.named_buffers())
-            if tensor.is_floating_point()
+        leaves = {name: _random(weight) for name, weight in module.named_parameters() if weight.is_floating_point()}
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point() and not isinstance(_owner(module, name), nn.modules.batchnorm._NormBase):
+                leaves[name] = buffer.detach().clone()
+        touched: dict[Place, list[Tensor]] = {
+            (name, dim): [] for name, leaf in leaves.items() for dim in range(leaf.dim())
         }
-        touched: dict[str, list[Tensor]] = {name: [] for name in leaves}
         with torch.enable_grad():
             for leaf in leaves.values():
                 leaf.requires_grad_(True)
             for head in range(self.heads):
                 with self._tapped(scope, [head]):
                     given = {name: leaf.clone() for name, leaf in leaves.items()}  # which may be written to in place
-                    outputs = functional_call(module, given, args, kwargs)
-                read = [one for one in tensors_in(outputs) if one.requires_grad]
-                noise = [torch.randn_like(one) for one in read]
-                gradients = torch.autograd.grad(read, list(leaves.values()), noise, allow_unused=True)
+                    outputs = [one for one in tensors_in(functional_call(module, given, args, kwargs)) if one.grad_fn]
+                noise = [torch.randn_like(one) for one in outputs]
+                gradients = torch.autograd.grad(outputs, list(leaves.values()), noise, allow_unused=True)
                 for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-                    touched[name].append(torch.zeros_like(leaf) if gradient is None else gradient.detach())
+                    some = torch.zeros_like(leaf, dtype=torch.bool) if gradient is None else gradient != 0
+                    for dim in range(leaf.dim()):
+                        touched[name, dim].append(some.transpose(0, dim).reshape(leaf.shape[dim], -1).any(1).cpu())
         prefix = f"{scope}." if scope else ""
-        return {(prefix + name, dim): rows for (name, dim), rows in _owned(module, touched).items()}
+        owned = _owned(module, {place: torch.stack(rows) for place, rows in touched.items()})
+        return {
+            (prefix + name, dim): [tuple(one.nonzero().flatten().tolist()) for one in rows]
+            for (name, dim), rows in owned.items()
+        }
 
     def _tapped(self, scope: str, kept: list[int]) -> UnitTap:
         """Sets the heads to zero that are not ``kept``."""
@@ -218,17 +229,21 @@ class _Search:
             if isinstance(owner, LAYERS) and kind == "weight" and dim == int(getattr(owner, "transposed", False)):
                 channels[layer] = rows
         group = ChannelGroup(name, channels, layout)
-        first: TraceError | None = None
+        failure: TraceError | None = None
         for numbers in islice(self._numbers(scope), _ATTEMPTS):
             candidate = replace(group, numbers=numbers)
+            removal = plan_removal(self._graph(candidate), {name: [0]})
             try:
+                remove_running(run, self.model, removal, None).undo()
+                remove_checked(run, self.model, removal, None).undo()
                 return replace(candidate, macs=self._macs(candidate, run))
             except TraceError as error:
-                first = first or error
+                if failure is None or error.__cause__ is None:
+                    failure = error
         if self.loose and self._can_be_held(scope, group, run):
             return group
-        assert first is not None
-        raise first
+        assert failure is not None
+        raise failure
 
     def _numbers(self, scope: str) -> Iterator[dict[str, int]]:
         """Sets of integer attributes that may count heads, the likeliest first: what each head adds to them."""
@@ -260,19 +275,15 @@ class _Search:
         return ChannelGraph([group], sizes, frozenset(dict(self.model.named_parameters())), self.positions)
 
     def _macs(self, group: ChannelGroup, run: Callable[[Any], Any]) -> int:
-        """Multiply-accumulate operations of a head beside those of weights, as counted without it.
-
-        Raises:
-            TraceError: if the attention does not work without it.
-        """
-        graph = self._graph(group)
+        """Multiply-accumulate operations of a head beside those of weights, as counted without it."""
+        graph, choice = self._graph(group), {group.name: [0]}
         before = count_macs(run, self.model, None, batch=self.batch)
-        change = remove_checked(run, self.model, plan_removal(graph, {group.name: [0]}), None)
+        change = remove(self.model, plan_removal(graph, choice))
         try:
             after = count_macs(run, self.model, None, batch=self.batch)
         finally:
             change.undo()
-        return before - after - saving(graph, {group.name: [0]}, "macs")
+        return before - after - saving(graph, choice, "macs")
 
     def _can_be_held(self, scope: str, group: ChannelGroup, run: Callable[[Any], Any]) -> bool:
         """Whether the masked attention computes what one does whose head is switched off where attention gives it."""
@@ -291,40 +302,35 @@ def _random(weight: Tensor) -> Tensor:
     return torch.randn_like(weight) * (1 / math.sqrt(weight.shape[-1]))
 
 
-def _owned(module: nn.Module, touched: Mapping[str, list[Tensor]]) -> dict[Place, list[tuple[int, ...]]]:
-    """Dimensions along which each entry belongs to one head, and the entries of each.
+def _owner(module: nn.Module, name: str) -> nn.Module:
+    """The module inside of another that holds a tensor."""
+    return module.get_submodule(name.rpartition(".")[0])
+
+
+def _owned(module: nn.Module, touched: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
+    """Dimensions along which each index belongs to one head.
 
     Args:
         module: the module.
-        touched: gradients of its tensors, one for each head that was left on.
+        touched: for each dimension of its tensors, ``[heads, size]`` whether anything there has a gradient when a head
+            alone is on.
     """
-    owned: dict[Place, Tensor] = {}
-    for name, gradients in touched.items():
-        for dim in range(gradients[0].dim()):
-            rows = _rows(gradients, dim)
-            # Each index belongs to one head, and each head has as many.
-            if bool((rows.sum(0) == 1).all()) and len(set(rows.sum(1).tolist())) == 1:
-                owned[name, dim] = rows
-                break
-    for name, gradients in touched.items():
+    owned = {
+        place: rows
+        for place, rows in touched.items()
+        if bool((rows.sum(0) == 1).all()) and len(set(rows.sum(1).tolist())) == 1
+    }
+    for (name, dim), rows in touched.items():
         # A bias of keys moves all scores alike and has no gradient but by rounding: it goes where its weights go.
-        if gradients[0].dim() == 1 and (name, 0) not in owned:
-            layer, rows = name.rpartition(".")[0], _rows(gradients, 0)
-            for (other, dim), of_weight in list(owned.items()):
-                beside = other.rpartition(".")[0] == layer and of_weight.shape == rows.shape and dim == 0
-                known = bool(rows.any()) or isinstance(module.get_submodule(layer), LAYERS)
-                if beside and known and not bool((rows & ~of_weight).any()):
-                    owned[name, 0] = of_weight
-                    break
-    return {place: [tuple(one.nonzero().flatten().tolist()) for one in rows] for place, rows in owned.items()}
-
-
-def _rows(gradients: list[Tensor], dim: int) -> Tensor:
-    """``[heads, size]`` whether anything at an index of a dimension has a gradient, for each head that was left on."""
-    found: list[Tensor] = [
-        (one != 0).movedim(dim, 0).flatten(1).any(1) if one.dim() > 1 else one != 0 for one in gradients
-    ]
-    return torch.stack(found, 0).cpu()
+        if (name, 0) in owned or (name, 1) in touched:
+            continue
+        known = bool(rows.any()) or isinstance(_owner(module, name), LAYERS)
+        for (other, along), of_weight in list(owned.items()):
+            beside = along == 0 and other.rpartition(".")[0] == name.rpartition(".")[0]
+            if known and beside and of_weight.shape == rows.shape and not bool((rows & ~of_weight).any()):
+                owned[name, dim] = of_weight
+                break
+    return owned
 
 
 def _in_words(error: TraceError, name: str) -> str:
