@@ -37,6 +37,7 @@ _ATTEMPTS = 32
 """How many sets of integer attributes are tried to follow the number of heads."""
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Rows = list[tuple[int, ...]]
 
 
 def head_groups(
@@ -66,9 +67,9 @@ def head_groups(
         sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
         scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
         calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
-        groups = []
+        groups, layouts = [], dict[Any, dict[Place, Rows]]()
         for name, (attention, site) in sites.items():
-            search = _Search(model, attention, site, batch, positions, loose)
+            search = _Search(model, attention, site, batch, positions, loose, layouts)
             groups.append(search.group([(scope, calls[scope]) for scope in scopes[name] if scope in calls]))
     return [replace(group, macs=group.macs * trace.calls[sites[group.name][0].module]) for group in groups]
 
@@ -132,6 +133,7 @@ class _Search:
     batch: int
     positions: Mapping[str, int]
     loose: bool
+    layouts: dict[Any, dict[Place, Rows]]
 
     @property
     def heads(self) -> int:
@@ -165,9 +167,21 @@ class _Search:
                     break
         return ChannelGroup(name, {name: [(head,) for head in range(self.heads)]}, {}, reason)
 
-    def _layout(self, scope: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, list[tuple[int, ...]]]:
-        """The indices of each head in the tensors of a module, by trying with random weights."""
+    def _layout(self, scope: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, Rows]:
+        """The indices of each head in the tensors of a module.
+
+        Modules of one kind and size, as in the blocks of a transformer, are taken to be alike until it is tried.
+        """
         module = self.model.get_submodule(scope)
+        shapes = tuple((name, tensor.shape) for name, tensor in named_tensors(module))
+        kind = type(module), self.attention.module.removeprefix(scope), self.attention.tap.shape[1:], shapes
+        if kind not in self.layouts:
+            self.layouts[kind] = self._tried(scope, module, args, kwargs)
+        prefix = f"{scope}." if scope else ""
+        return {(prefix + name, dim): rows for (name, dim), rows in self.layouts[kind].items()}
+
+    def _tried(self, scope: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, Rows]:
+        """The indices of each head in the tensors of a module, by trying with random weights."""
         leaves = {name: _random(weight) for name, weight in module.named_parameters() if weight.is_floating_point()}
         for name, buffer in module.named_buffers():
             if buffer.is_floating_point() and not isinstance(_owner(module, name), nn.modules.batchnorm._NormBase):
@@ -188,12 +202,8 @@ class _Search:
                     some = torch.zeros_like(leaf, dtype=torch.bool) if gradient is None else gradient != 0
                     for dim in range(leaf.dim()):
                         touched[name, dim].append(some.transpose(0, dim).reshape(leaf.shape[dim], -1).any(1).cpu())
-        prefix = f"{scope}." if scope else ""
         owned = _owned(module, {place: torch.stack(rows) for place, rows in touched.items()})
-        return {
-            (prefix + name, dim): [tuple(one.nonzero().flatten().tolist()) for one in rows]
-            for (name, dim), rows in owned.items()
-        }
+        return {place: [tuple(one.nonzero().flatten().tolist()) for one in rows] for place, rows in owned.items()}
 
     def _tapped(self, scope: str, kept: list[int]) -> UnitTap:
         """Sets the heads to zero that are not ``kept``."""
@@ -209,9 +219,7 @@ class _Search:
 
         return UnitTap(self.model.get_submodule(scope), [layer], switch)
 
-    def _in(
-        self, scope: str, run: Callable[[Any], Any], layout: Mapping[Place, list[tuple[int, ...]]]
-    ) -> ChannelGroup | str | None:
+    def _in(self, scope: str, run: Callable[[Any], Any], layout: Mapping[Place, Rows]) -> ChannelGroup | str | None:
         """The group if heads can leave by a layout; else why not.
 
         Raises:
@@ -222,7 +230,7 @@ class _Search:
         if not layout or tied:
             return f"{tied!r} is shared with {shared[tied]!r}" if tied else None
         name = self.attention.name
-        channels: dict[str, list[tuple[int, ...]]] = {name: [(head,) for head in range(self.heads)]}
+        channels: dict[str, Rows] = {name: [(head,) for head in range(self.heads)]}
         for (tensor, dim), rows in layout.items():
             layer, _, kind = tensor.rpartition(".")
             owner: Any = self.model.get_submodule(layer)

@@ -101,15 +101,17 @@ def test_hidden_widths_of_a_vision_transformer_are_cut() -> None:
     inputs = images(32)
     graph = graph_of(net, inputs)
     free = {group.name: len(group) for group in graph.groups if group.reason is None}
-    assert free == {"encoder.layers.encoder_layer_0.mlp.0": 24}
+    layer = "encoder.layers.encoder_layer_0"
+    assert free == {f"{layer}.mlp.0": 24, f"{layer}.self_attention#heads": 2}
     assert "a MultiheadAttention, from which none can be removed" in str(graph.by_name["conv_proj"].reason)
-    removal = plan_removal(graph, random_items(graph))
+    removal = plan_removal(graph, random_items(graph, least=1))
     mask = UnitMask(net, removal)
     masked = outputs(net, inputs)
     mask.restore()
     remove(net, removal)
     torch.testing.assert_close(outputs(net, inputs), masked)
     assert net.encoder.layers[0].mlp[0].out_features == 16
+    assert net.encoder.layers[0].self_attention.num_heads == 1
 
 
 @pytest.mark.filterwarnings("ignore:Maximum recursive depth reached")  # the library's
@@ -122,7 +124,7 @@ def test_a_network_that_rolls_its_maps_is_followed_and_cut() -> None:
     graph = graph_of(net, inputs)
     free = [group.name for group in graph.groups if group.reason is None]
     assert {f"features.{stage}.{block}.mlp.0" for stage in (1, 3) for block in (0, 1)} <= {*free}
-    removal = plan_removal(graph, {name: [1, 3] for name in free})
+    removal = plan_removal(graph, {name: [1, 2] for name in free})
     mask = UnitMask(net, removal)
     masked = outputs(net, inputs)
     mask.restore()

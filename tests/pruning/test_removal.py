@@ -329,5 +329,5 @@ def test_a_record_of_another_network(other: Callable[[], nn.Module], message: st
 def test_record_of_a_newer_version() -> None:
     state = random_removal(seeded(Chain), images()).state_dict()
     assert Removal.from_state_dict(state).same_as(Removal.from_state_dict(copy.deepcopy(state)))
-    with pytest.raises(DataError, match=r"has version 2; .* Upgrade lightning-unitrole"):
-        Removal.from_state_dict({**state, "version": 2})
+    with pytest.raises(DataError, match=r"has version 3; .* Upgrade lightning-unitrole"):
+        Removal.from_state_dict({**state, "version": 3})
