@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class OpenMultiheadAttention(nn.MultiheadAttention):
+class MultiheadAttention(nn.MultiheadAttention):
     """``nn.MultiheadAttention`` with the same parameters and results, for any number of heads of its ``head_dim``.
 
     torch's own computes all of it in one call, in which no head can be caught, and insists on as many heads as its
@@ -88,34 +89,34 @@ class OpenMultiheadAttention(nn.MultiheadAttention):
 
 
 @contextmanager
-def open_attention(model: nn.Module) -> Iterator[None]:
+def open_attention(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let heads inside of ``nn.MultiheadAttention`` be seen inside this context; results differ by rounding.
 
     Subclasses, and attention with a key and a value of its own beside those of the tokens, stay as they are.
     """
-    opened = [module for module in model.modules() if type(module) is nn.MultiheadAttention and is_plain(module)]
+    opened = [module for module in modules if type(module) is nn.MultiheadAttention and is_plain(module)]
     for module in opened:
-        module.__class__ = OpenMultiheadAttention
+        module.__class__ = MultiheadAttention
     try:
         yield
     finally:
         for module in opened:
-            module.__class__ = nn.MultiheadAttention
+            module.__class__ = fitting_heads(module)["__class__"]
 
 
 def is_plain(attention: nn.MultiheadAttention) -> bool:
-    """Whether an attention computes nothing but what :class:`OpenMultiheadAttention` does."""
+    """Whether an attention computes nothing but what :class:`MultiheadAttention` does."""
     return attention.bias_k is None and not attention.add_zero_attn
 
 
-def fitting_heads(attention: nn.MultiheadAttention) -> dict[str, object]:
+def fitting_heads(attention: nn.MultiheadAttention) -> dict[str, Any]:
     """Attributes of an attention that repeat the shape of its weights, its class among them."""
-    if type(attention) not in (nn.MultiheadAttention, OpenMultiheadAttention) or not is_plain(attention):
+    if type(attention) not in (nn.MultiheadAttention, MultiheadAttention) or not is_plain(attention):
         return {}
     packed, query = attention.in_proj_weight, attention.q_proj_weight
     rows = len(query) if packed is None else len(packed) // 3
     whole = rows == attention.embed_dim
     return {
         "num_heads": rows // attention.head_dim,
-        "__class__": nn.MultiheadAttention if whole else OpenMultiheadAttention,
+        "__class__": nn.MultiheadAttention if whole else MultiheadAttention,
     }

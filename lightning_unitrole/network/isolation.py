@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import checkpoint as checkpointing
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
+from lightning_unitrole.network.attention import open_attention
 from lightning_unitrole.network.reachable import (
     Generator,
     generator_states,
@@ -36,11 +37,11 @@ def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]
     """Evaluate ``model`` inside this context and find everything as it was after it.
 
     Inside: every module in evaluation mode, no gradients, no inference mode, compiled code bypassed, ranges of
-    quantisation as they are. After it, also
-    when an error leaves it: modes, buffers, attributes of the modules and of what they hold (metrics, memories, hooks
-    with a state, generators of their own; see :class:`~lightning_unitrole.network.snapshot.Snapshot`), hooks, and the
-    random states of the process are as before. All buffers and tensor attributes are copied once for this; inside of
-    another such context of the same model nothing is copied again.
+    quantisation as they are, and heads inside of ``nn.MultiheadAttention`` to be seen. After it, also when an error
+    leaves it: modes, buffers, attributes of the modules and of what they hold (metrics, memories, hooks with a state,
+    generators of their own; see :class:`~lightning_unitrole.network.snapshot.Snapshot`), hooks, and the random states
+    of the process are as before. All buffers and tensor attributes are copied once for this; inside of another such
+    context of the same model nothing is copied again.
 
     Not protected: parameters that a forward pass writes in place (see ``parameters``), iterators that cannot be
     rewound, objects written in C, tensors beyond 64 MiB that no module holds as a buffer or attribute (changing them is
@@ -67,6 +68,7 @@ def undisturbed(model: nn.Module, *, parameters: bool = False) -> Iterator[None]
         eager(model),
         differentiable_checkpoints(),
         still_observers(model),
+        open_attention(model.modules()),
         torch.inference_mode(False),
         torch.no_grad(),
         preserve_rng(generators=snapshot.generators),

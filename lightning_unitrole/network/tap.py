@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from lightning_unitrole.errors import TraceError
+from lightning_unitrole.network.attention import open_attention
 from lightning_unitrole.network.isolation import eager
 from lightning_unitrole.network.layout import are_units, as_maps, from_maps
 from lightning_unitrole.network.structures import tensors_in
@@ -82,6 +83,7 @@ class UnitTap:
         self.reset()
         with ExitStack() as stack:
             stack.enter_context(eager(self._model))
+            stack.enter_context(open_attention(modules[name] for name in sites))
             stack.callback(self._leave_all)
             for name in roots:
                 stack.callback(modules[name].register_forward_pre_hook(lambda *_: self._restart(), prepend=True).remove)

@@ -288,7 +288,7 @@ class _Tracer(TorchFunctionMode):
             self.linear_behind = False
             depths = [convolution.depth]
             carried.linear[convolution] = False
-        elif kind in FLAT and depths and len(operands) > 1 and len(step.shape) > 1:
+        elif kind in FLAT and depths and len(operands) > 1 and len(step.shape) > 1 and not self._in_attention():
             flat = self._convolution(args, kwargs, step, max(depths) + 1)
             flat.dim = -1 if kind == "linear" else 1
             self.flat.append(flat)
@@ -301,6 +301,10 @@ class _Tracer(TorchFunctionMode):
             self.carried.pop(tensor, None)
         if carried.linear or carried.active:
             self.carried[outputs[0]] = carried
+
+    def _in_attention(self) -> bool:
+        """Whether a module of torch's runs whose units are heads alone: its linear layers are no modules that run."""
+        return bool(self.frames) and isinstance(self.frames[-1].module, nn.MultiheadAttention)
 
     def _attend(self, kind: str, step: Step, args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         """Note attention: one call of torch, or values that are mixed by what a softmax made."""

@@ -322,8 +322,8 @@ def _unknown(pattern: str, found: FoundUnits) -> str:
     )
     if of_heads:
         why += (
-            " Heads are seen where attention over the tokens of whole images is one call of "
-            "scaled_dot_product_attention, or a softmax and a product; inside of nn.MultiheadAttention they are not."
+            " Heads are seen where attention over the tokens of whole images is an nn.MultiheadAttention, one call of "
+            "scaled_dot_product_attention, or a softmax and a product."
         )
     return f"No layer matches {pattern!r}.{why} The model has these layers: {_names([*close, *others])}."
 

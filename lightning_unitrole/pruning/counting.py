@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lightning_unitrole.network.attention import open_attention
 from lightning_unitrole.network.isolation import undisturbed
 
 _FUSED_ON_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -29,9 +28,9 @@ def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, 
         inputs: one batch.
         batch: number of images in it.
     """
-    # torch counts neither attention on a CPU nor what its modules for transformers compute in one call.
+    # torch does not count attention on a CPU.
     more = {} if _FUSED_ON_CPU is None else {_FUSED_ON_CPU: _fused}
-    with undisturbed(model), open_attention(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
+    with undisturbed(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
         forward(inputs)
     return int(counter.get_total_flops()) // (2 * batch)
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_unitrole.errors import TraceError
-from lightning_unitrole.network.attention import open_attention
 from lightning_unitrole.network.structures import map_tensors, tensors_in
 from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.tracing import HEADS_OF, Convolution, TapSite, trace_forward
@@ -62,15 +61,14 @@ def head_groups(
     Returns:
         A group for each attention, in the order in which they run; with a reason where no head can leave.
     """
-    with open_attention(model):
-        trace = trace_forward(forward, model, inputs)
-        sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
-        scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
-        calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
-        groups, layouts = [], dict[Any, dict[Place, Rows]]()
-        for name, (attention, site) in sites.items():
-            search = _Search(model, attention, site, batch, positions, loose, layouts)
-            groups.append(search.group([(scope, calls[scope]) for scope in scopes[name] if scope in calls]))
+    trace = trace_forward(forward, model, inputs)
+    sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
+    scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
+    calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
+    groups, layouts = [], dict[Any, dict[Place, Rows]]()
+    for name, (attention, site) in sites.items():
+        search = _Search(model, attention, site, batch, positions, loose, layouts)
+        groups.append(search.group([(scope, calls[scope]) for scope in scopes[name] if scope in calls]))
     return [replace(group, macs=group.macs * trace.calls[sites[group.name][0].module]) for group in groups]
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_unitrole import UnitPruning, UnitRoleMonitor, load_pruned
 from lightning_unitrole.errors import DataError, SettingError
-from lightning_unitrole.network.attention import OpenMultiheadAttention, open_attention
+from lightning_unitrole.network.attention import MultiheadAttention, open_attention
 from lightning_unitrole.pruning.coupling import channel_graph
 from lightning_unitrole.pruning.equivalence import remove_checked
 from lightning_unitrole.pruning.groups import ChannelGraph
@@ -369,8 +369,8 @@ def test_written_out_attention_is_that_of_torch(options: dict[str, Any], need_we
         {"attn_mask": apart, "key_padding_mask": padding, "average_attn_weights": False},
     ):
         expected = attention(*tokens, need_weights=need_weights, **more)
-        with open_attention(attention):
-            assert type(attention) is OpenMultiheadAttention
+        with open_attention([attention]):
+            assert type(attention) is MultiheadAttention
             found = attention(*tokens, need_weights=need_weights, **more)
         assert type(attention) is nn.MultiheadAttention
         assert (found[1] is None) == (expected[1] is None) == (not need_weights)
@@ -379,7 +379,7 @@ def test_written_out_attention_is_that_of_torch(options: dict[str, Any], need_we
                 torch.testing.assert_close(one, other)
     alone = [one[:, 0] for one in (query, key, value)]
     expected = attention(*alone, need_weights=need_weights)[0]
-    with open_attention(attention):
+    with open_attention([attention]):
         torch.testing.assert_close(attention(*alone, need_weights=need_weights)[0], expected)
 
 

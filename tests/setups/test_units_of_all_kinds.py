@@ -120,9 +120,30 @@ def test_heads_are_chosen_by_name_alone() -> None:
     )
     with pytest.raises(SettingError, match=r"No layer matches 'blocks\.0\.mlp#heads'.*'blocks\.0\.attention#heads'"):
         select_layers(found, "blocks.0.mlp#heads")
-    net = people.Tokens().eval()
-    with pytest.raises(SettingError, match=r"inside of nn\.MultiheadAttention they are not\. .*'blocks\.0\.mlp\.0'"):
+    net = people.sequence_net().eval()
+    with pytest.raises(SettingError, match=r"Heads are seen where .* nn\.MultiheadAttention, one call of .*'1'"):
         select_layers(find_unit_layers(net, net, torch.rand(2, 3, 12, 12)), "blocks.0.attention#heads")
+
+
+def test_heads_inside_of_the_attention_of_torch() -> None:
+    pl.seed_everything(0)
+    module = Plain(people.Tokens())
+    report = fit(module, loaders(), monitor(layers=["*#heads"]))
+    assert list(report.layers) == [f"net.blocks.{index}.attention#heads" for index in (0, 1)]
+    assert all(type(block.attention) is nn.MultiheadAttention for block in module.net.blocks)
+    data = Items(people.VAL, 1, pair)
+    rows = [index for index in range(len(data)) if IMAGES <= index // people.CLASSES < IMAGES + CURVE_IMAGES]
+    for index, layer in enumerate(report.layers.values()):
+        curve, order = layer.val.curves["least_first"], layer.val.overall_order.flip(0)
+        for place in range(len(curve.ablated)):
+            net = copy.deepcopy(module.net).eval()
+            with torch.no_grad():
+                for head in order[: int(curve.ablated[place])].tolist():
+                    net.blocks[index].attention.out_proj.weight[:, 4 * head : 4 * head + 4] = 0
+                expected = float(F.cross_entropy(net(data.images[rows]), data.labels[rows]))
+            assert float(curve.loss[place]) == pytest.approx(expected, rel=1e-4)
+        assert layer.val.contributions is not None
+        assert bool(layer.val.contributions.sums.abs().sum() > 0)
 
 
 def test_tokens_lie_on_the_grid_of_their_patches_without_the_class_token() -> None:
