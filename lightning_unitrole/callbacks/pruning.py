@@ -87,12 +87,13 @@ class UnitPruning(Foresight):
         every_n_epochs: epochs between two times.
         criterion: how ``"evidence"`` and ``"roles"`` rank the units of a layer; None lets ``"evidence"`` take, in each
             layer, the criterion whose ablation curve turns out best, and ``"roles"`` the monitor's.
-        layers: convolutions to prune: ``"all"``, which takes hidden linear layers too where units are chosen by
-            ``"group_taylor"`` or ``"group_norm"``, ``"auto"``, or names or glob patterns.
+        layers: convolutions to prune: ``"all"``, which takes hidden linear layers and heads of attention too where
+            units are chosen by ``"group_taylor"`` or ``"group_norm"``, ``"auto"``, or names or glob patterns.
         skip_layers: names or glob patterns of layers to leave alone, with everything that hangs on them. Layers without
             one of whose units the network does not work, as trying out shows when training starts, are left alone too.
-        min_units: units that each layer keeps, at least.
-        round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores.
+        min_units: units that each layer keeps, at least; an attention keeps at least one head.
+        round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores. Of heads
+            any number may stay: each has many channels.
         remove_at_end: with ``mode="mask"``, remove the masked units when training ends.
         monitor: the monitor whose data and settings to use, if it is not among the trainer's callbacks.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,9 +31,22 @@ def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, 
     """
     # torch does not count attention on a CPU.
     more = {} if _FUSED_ON_CPU is None else {_FUSED_ON_CPU: _fused}
-    with undisturbed(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
+    with undisturbed(model), _frozen(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
         forward(inputs)
     return int(counter.get_total_flops()) // (2 * batch)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Torch's counter wants the gradient of what modules are given, and fails where that is a parameter."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _fused(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

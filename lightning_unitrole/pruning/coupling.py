@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def channel_graph(
     library = torch_pruning()
     with undisturbed(model), everything_trainable(model), torch.enable_grad():
         positions = _positions(forward, model, inputs, batch)
-        heads = head_groups(forward, model, inputs, batch=batch, positions=positions, loose=loose)
+        heads = partial(head_groups, forward, model, inputs, batch=batch, positions=positions, loose=loose)
         graph = library.DependencyGraph()
         try:
             graph.build_dependency(
@@ -73,13 +74,13 @@ def channel_graph(
         except Exception as error:
             if loose:
                 found = loose_graph(forward, model, inputs, positions)
-                return replace(found, groups=with_heads([*found.groups], heads))
+                return replace(found, groups=with_heads([*found.groups], heads()))
             raise TraceError(
                 "The forward pass could not be followed to see which channels hang together, as where channels are "
                 "shuffled or reshaped by hand, so no channel can be removed. mode='mask' without remove_at_end holds "
                 f"units of this network at zero instead. {type(error).__name__}: {error}"
             ) from error
-        groups = with_heads(Finder(model, graph, library).groups(), heads)
+        groups = with_heads(Finder(model, graph, library).groups(), heads())
     sizes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     return ChannelGraph(groups, sizes, frozenset(dict(model.named_parameters())), positions)
 

@@ -8,6 +8,7 @@ Then one head is taken out. Only where the attention computes the same without i
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
@@ -32,6 +33,7 @@ from lightning_unitrole.pruning.selection import saving
 _SCOPES = 3
 """An attention, and so many modules around it less one, in which what belongs to its heads is looked for."""
 
+_NORMS = nn.modules.batchnorm._NormBase
 _ATTEMPTS = 32
 """How many sets of integer attributes are tried to follow the number of heads."""
 
@@ -63,6 +65,8 @@ def head_groups(
     """
     trace = trace_forward(forward, model, inputs)
     sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
+    if not sites:
+        return []
     scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
     calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
     groups, layouts = [], dict[Any, dict[Place, Rows]]()
@@ -182,11 +186,9 @@ class _Search:
         """The indices of each head in the tensors of a module, by trying with random weights."""
         leaves = {name: _random(weight) for name, weight in module.named_parameters() if weight.is_floating_point()}
         for name, buffer in module.named_buffers():
-            if buffer.is_floating_point() and not isinstance(_owner(module, name), nn.modules.batchnorm._NormBase):
+            if buffer.is_floating_point() and not isinstance(_owner(module, name), _NORMS):
                 leaves[name] = buffer.detach().clone()
-        touched: dict[Place, list[Tensor]] = {
-            (name, dim): [] for name, leaf in leaves.items() for dim in range(leaf.dim())
-        }
+        touched: dict[Place, list[Tensor]] = defaultdict(list)
         with torch.enable_grad():
             for leaf in leaves.values():
                 leaf.requires_grad_(True)
@@ -200,6 +202,9 @@ class _Search:
                     some = torch.zeros_like(leaf, dtype=torch.bool) if gradient is None else gradient != 0
                     for dim in range(leaf.dim()):
                         touched[name, dim].append(some.transpose(0, dim).reshape(leaf.shape[dim], -1).any(1).cpu())
+        for name, buffer in module.named_buffers():  # statistics, which have no gradient
+            if buffer.dim() == 1 and isinstance(_owner(module, name), _NORMS):
+                touched[name, 0] = [torch.zeros(len(buffer), dtype=torch.bool)] * self.heads
         owned = _owned(module, {place: torch.stack(rows) for place, rows in touched.items()})
         return {place: [tuple(one.nonzero().flatten().tolist()) for one in rows] for place, rows in owned.items()}
 
@@ -327,10 +332,11 @@ def _owned(module: nn.Module, touched: Mapping[Place, Tensor]) -> dict[Place, Te
         if bool((rows.sum(0) == 1).all()) and len(set(rows.sum(1).tolist())) == 1
     }
     for (name, dim), rows in touched.items():
-        # A bias of keys moves all scores alike and has no gradient but by rounding: it goes where its weights go.
+        # A bias of keys moves all scores alike and has no gradient but by rounding, and statistics have none: they go
+        # where the weights beside them go.
         if (name, 0) in owned or (name, 1) in touched:
             continue
-        known = bool(rows.any()) or isinstance(_owner(module, name), LAYERS)
+        known = bool(rows.any()) or isinstance(_owner(module, name), (*LAYERS, _NORMS))
         for (other, along), of_weight in list(owned.items()):
             beside = along == 0 and other.rpartition(".")[0] == name.rpartition(".")[0]
             if known and beside and of_weight.shape == rows.shape and not bool((rows & ~of_weight).any()):

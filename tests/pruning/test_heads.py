@@ -126,6 +126,21 @@ class Interleaved(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Normalised(nn.Module):
+    """Convolutions with batch normalisation for layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = HEADS
+        self.qkv = nn.Sequential(nn.Conv1d(WIDTH, 3 * WIDTH, 1), nn.BatchNorm1d(3 * WIDTH))
+        self.proj = nn.Conv1d(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.transpose(1, 2)).unflatten(1, (self.heads, 3, -1)).transpose(-2, -1).unbind(2)
+        joined = F.scaled_dot_product_attention(q, k, v).transpose(-2, -1).flatten(1, 2)
+        return self.proj(joined).transpose(1, 2)
+
+
 class Torch(nn.Module):
     """torch's own."""
 
@@ -248,6 +263,7 @@ CUT = {
     "in parts": (lambda: Small(Parted), 16),
     "biased": (lambda: Small(Biased), 16),
     "interleaved": (lambda: Small(Interleaved), 16),
+    "normalised": (lambda: Small(Normalised), 16),
     "torch's": (lambda: Small(Torch), 16),
     "torch's without biases": (lambda: Small(lambda: Torch(bias=False, batch_first=False)), 16),
     "torch's layers": (Layers, 16),

@@ -24,6 +24,20 @@ def test_groups_strides_and_layers_that_run_twice() -> None:
     assert count_parameters(net) == 6 * 9 + 6 + 6 * 6 * 9
 
 
+def test_a_module_that_is_given_a_parameter_is_counted() -> None:
+    net = Net(lambda net, x: net.head(net.token) + x.mean(), head=nn.Linear(5, 4))
+    net.token = nn.Parameter(torch.rand(1, 5))
+    assert count_macs(net, net, images(), batch=2) == 10
+    assert all(one.requires_grad for one in net.parameters())
+
+
+def test_attention_counts() -> None:
+    attention = nn.MultiheadAttention(9, 3, bias=False, batch_first=True)
+    net = Net(lambda net, x: net.attention(*[x.flatten(2)] * 3, need_weights=False)[0], attention=attention).double()
+    # Three tokens of width nine: four projections, then scores and values.
+    assert count_macs(net, net, images(3), batch=2) == 3 * 4 * 81 + 2 * 3 * 3 * 9
+
+
 def test_shared_parameters_count_once() -> None:
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     net[1].weight = net[0].weight
