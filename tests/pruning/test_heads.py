@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ def test_without_heads_it_computes_what_it_does_with_them_at_zero(build: Callabl
     heads = heads_of(graph)
     assert len(heads) == len(graph.heads) > 1
     items = {name: [*range(index % 2, count - 1 + index % 2)] for index, (name, count) in enumerate(heads.items())}
-    items |= {group.name: [2] for group in graph.groups if group.reason is None and "hidden" in group.name}
+    items |= {group.name: [2] for group in graph.groups if group.reason is None and not group.of_heads}
     removal = Removal.from_state_dict(plan_removal(graph, items).state_dict())
     size_before, cost = count_parameters(net), count_macs(net, net, inputs, batch=2)
     mask = UnitMask(net, removal)
@@ -411,6 +412,24 @@ def test_regrown_and_refused_by_another_network() -> None:
     smaller = outputs(net, inputs)
     regrow(net, removal)
     assert (net.attentions[1].num_heads, net.attentions[1].attn_dim) == (3, 12)
+    assert_close(outputs(net, inputs), smaller)
+
+
+def test_torchs_attention_is_itself_again_when_all_heads_are_back() -> None:
+    net, inputs = seeded(lambda: Small(Torch)), images(16)
+    removal = plan_removal(graph_of(net, inputs), {"attentions.0.mha#heads": [2]})
+    remove(net, removal)
+    attention = net.attentions[0].mha
+    assert type(attention) is MultiheadAttention
+    assert isinstance(attention, nn.MultiheadAttention)
+    smaller = outputs(net, inputs)
+    tokens = torch.rand(2, 4, WIDTH).double()
+    assert_close([pickle.loads(pickle.dumps(attention))(tokens, tokens, tokens)[0]], [attention(*[tokens] * 3)[0]], 0)
+    program = torch.export.export(net, (inputs,))
+    assert_close([program.module()(inputs)], smaller)
+    regrow(net, removal)
+    assert type(attention) is nn.MultiheadAttention
+    assert attention.num_heads == HEADS
     assert_close(outputs(net, inputs), smaller)
 
 
