@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from typing import Any
 
 import torch
@@ -33,9 +33,10 @@ from lightning_unitrole.pruning.selection import saving
 _SCOPES = 3
 """An attention, and so many modules around it less one, in which what belongs to its heads is looked for."""
 
-_NORMS = nn.modules.batchnorm._NormBase
 _ATTEMPTS = 32
 """How many sets of integer attributes are tried to follow the number of heads."""
+
+_NORMS = nn.modules.batchnorm._NormBase
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Rows = list[tuple[int, ...]]
@@ -96,14 +97,25 @@ def _around(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)][:_SCOPES]
 
 
+def _is_inside(name: str, outer: str) -> bool:
+    """Whether a module is another one, or inside of it."""
+    return not outer or f"{name}.".startswith(f"{outer}.")
+
+
 def _calls(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, names: set[str]) -> dict[str, Call]:
-    """What some modules are called with; of several calls the first."""
+    """What some modules are called with, in the precision of their weights; of several calls the first."""
     found: dict[str, Call] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if name not in found:  # copies: a later layer may write into them
-                found[name] = map_tensors((args, kwargs), lambda tensor: tensor.detach().clone())
+            dtype = next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), None)
+
+            def copied(tensor: Tensor) -> Tensor:  # since a later layer may write into it
+                tensor = tensor.detach().clone()
+                return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+            if name not in found:
+                found[name] = map_tensors((args, kwargs), copied)
 
         return hook
 
@@ -154,7 +166,7 @@ class _Search:
                 layout = self._layout(scope, args, kwargs)
                 if layout == failing:
                     break
-                found = self._in(scope, _runner(module, args, kwargs), layout)
+                found = self._within(scope, _runner(module, args, kwargs), layout)
             except TraceError as error:
                 reason = _in_words(error, scope)
                 if error.__cause__ is not None:  # and will, whatever is around it
@@ -222,7 +234,7 @@ class _Search:
 
         return UnitTap(self.model.get_submodule(scope), [layer], switch)
 
-    def _in(self, scope: str, run: Callable[[Any], Any], layout: Mapping[Place, Rows]) -> ChannelGroup | str | None:
+    def _within(self, scope: str, run: Callable[[Any], Any], layout: Mapping[Place, Rows]) -> ChannelGroup | str | None:
         """The group if heads can leave by a layout; else why not.
 
         Raises:
@@ -262,24 +274,17 @@ class _Search:
         sure: dict[str, int] = {}
         others: dict[str, int] = {}
         for name, module in self.model.named_modules():
-            inside = name == outer or f"{name}.".startswith(f"{outer}." if outer else "")
-            if type(module).__module__.startswith("torch.nn.") or not (inside or name in _around(outer)):
-                continue
-            if not f"{name}.".startswith(f"{scope}." if scope else ""):
+            near = _is_inside(name, outer) or name in _around(outer)
+            if not near or not _is_inside(name, scope) or type(module).__module__.startswith("torch.nn."):
                 continue
             for key, value in vars(module).items():
-                if type(value) is int and value > 0 and value % self.heads == 0:
-                    each = value // self.heads
-                    if each in (1, width, 2 * width, 3 * width):
-                        likely = each == 1 and "head" in key
-                        (sure if likely else others)[f"{name}.{key}" if name else key] = each
-        for without in range(len(sure) + 1):
-            for more in range(len(others) + 1):
-                for left_out in combinations(sure, without):
-                    for added in combinations(others, more):
-                        yield {
-                            key: each for key, each in (sure | others).items() if key in {*sure, *added} - {*left_out}
-                        }
+                each, rest = divmod(value, self.heads) if type(value) is int else (0, 0)
+                if rest == 0 and each in (1, width, 2 * width, 3 * width):
+                    likely = each == 1 and "head" in key
+                    (sure if likely else others)[f"{name}.{key}" if name else key] = each
+        for without, more in product(range(len(sure) + 1), range(len(others) + 1)):
+            for left_out, added in product(combinations(sure, without), combinations(others, more)):
+                yield {key: each for key, each in (sure | others).items() if key in {*sure, *added} - {*left_out}}
 
     def _graph(self, group: ChannelGroup) -> ChannelGraph:
         sizes = {name: tuple(tensor.shape) for name, tensor in named_tensors(self.model)}

@@ -347,6 +347,20 @@ def test_heads_that_cannot_leave(build: Callable[[], nn.Module], why: str | None
     assert {"hidden.0.0", "hidden.1.0"} <= {group.name for group in graph.groups if group.reason is None}
 
 
+@pytest.mark.parametrize("attention", [Packed, Parted, Torch])
+def test_heads_of_a_network_in_mixed_precision(attention: Callable[[], nn.Module]) -> None:
+    net, inputs = seeded(lambda: Small(attention)).float(), images(16).float()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(x)
+
+    graph = channel_graph(forward, net, inputs, batch=2)
+    heads = heads_of(graph)
+    assert [*heads.values()] == [HEADS, HEADS]
+    remove_checked(forward, net, plan_removal(graph, {name: [1] for name in heads}), inputs)
+
+
 def test_shared_attention_is_left_alone() -> None:
     def build() -> nn.Module:
         net = Small(Packed)
