@@ -4,10 +4,12 @@
 
 Needs chromium, chromedriver and selenium. Two synthetic logs: `wide` has a layer of 4,096 units among 12 small ones and
 300 analyses, `many` 13 layers of a VGG and 1,000 classes and 100 analyses; both with contributions, their error bars,
-and the images that units look at. For each view: the time from the first
-request to the drawn view in a page that has just been opened, and the part of it that is drawing; medians over
-`--repeats` pages. Memory is the resident memory of TensorBoard and its data server, after reading the log and after all
-views. If a view shows fewer analyses than were logged, or the browser complains, no figure is printed.
+and the images that units look at. For each view, in milliseconds: `first`, from the request for its data to the drawn
+view, of a TensorBoard that has just been started and has shown nothing else; `again`, the same in another page;
+the part of each that is drawing; and `opened`, from the opening of the tab's frame on, with its scripts. Medians over
+`--repeats` TensorBoards for each view. Memory is the resident memory of TensorBoard and its data server, after reading
+the log and after all views. If a view shows fewer analyses than were logged, or the browser complains, no figure is
+printed.
 """
 
 from __future__ import annotations
@@ -108,16 +110,30 @@ def resident() -> dict[str, float]:
     return found
 
 
-def look(driver: Any, address: str, analyses: int) -> dict[str, tuple[float, float]]:
-    """For each view, milliseconds to load and draw it in a new page, and those of drawing alone."""
-    times = {}
-    for view in VIEWS:
-        page = Page(driver, address, view=view)
-        loads, timings = page.js("return [window.unitRoles.loads, window.unitRoles.timings]")
-        if f"of {analyses}" not in page.text(".readout") or page.errors() or page.text(".notice"):
-            sys.exit(f"The view {view!r} does not show the log as it is; no figure is printed.")
-        times[view] = (loads[view], timings[view])
-    return times
+@dataclass(frozen=True)
+class Look:
+    """Milliseconds of one view in a page that has just been opened.
+
+    Attributes:
+        opened: from the opening of the tab's frame to the drawn view: scripts, list of runs, data, drawing.
+        data: from the request for the data to the drawn view, as when the view is chosen in an open page.
+        drawing: the part of it that is drawing.
+    """
+
+    opened: float
+    data: float
+    drawing: float
+
+
+def look(driver: Any, address: str, view: str, analyses: int) -> Look:
+    """One view in a new page, if it shows the log as it is."""
+    page = Page(driver, address, view=view)
+    opened, data, drawing = page.js(
+        "const a = window.unitRoles; return [a.opened, a.loads[arguments[0]], a.timings[arguments[0]]]", view
+    )
+    if f"of {analyses}" not in page.text(".readout") or page.errors() or page.text(".notice"):
+        sys.exit(f"The view {view!r} does not show the log as it is; no figure is printed.")
+    return Look(opened, data, drawing)
 
 
 def browser() -> Any:
@@ -137,21 +153,38 @@ def memory(what: str) -> str:
 
 
 def show(driver: Any, name: str, log: Log, repeats: int, arguments: Sequence[str]) -> None:
+    first: dict[str, list[Look]] = {view: [] for view in VIEWS}
+    again: dict[str, list[Look]] = {view: [] for view in VIEWS}
     with tempfile.TemporaryDirectory() as directory:
         wrote = log.write(Path(directory) / name)
         size = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())
+        for _ in range(repeats):
+            for view in VIEWS:
+                with tensorboard(Path(directory), *arguments, runs=1) as address:
+                    first[view].append(look(driver, address, view, log.analyses))
+                    again[view].append(look(driver, address, view, log.analyses))
         with tensorboard(Path(directory), *arguments, runs=1) as address:
             before = memory("read")
-            rounds = [look(driver, address, log.analyses) for _ in range(repeats)]
-            after = memory(f"after {repeats} x {len(VIEWS)} views")
+            for view in VIEWS:
+                look(driver, address, view, log.analyses)
+            after = memory("after all views")
     units = max(spec.units for spec in log.layers)
     print(f"\n{name}: {len(log.layers)} layers of {units:,} units at most, {log.classes:,} classes, ", end="")
     print(f"{log.analyses} analyses; {size / 1e6:.1f} MB, {1e3 * wrote:.0f} ms of processor time to log a report")
     print(f"{before}; {after}")
-    print(f"{'view':<14}{'to drawn':>10}{'drawing':>10}   milliseconds")
+    print(f"{'milliseconds':<14}{'first':>10}{'drawing':>10}{'again':>10}{'drawing':>10}{'opened':>10}{'opened again':>14}")
     for view in VIEWS:
-        load, draw = (statistics.median(each[view][column] for each in rounds) for column in (0, 1))
-        print(f"{view:<14}{load:>10.0f}{draw:>10.0f}", flush=True)
+        median = {
+            (when, part): statistics.median(getattr(each, part) for each in looks[view])
+            for when, looks in (("first", first), ("again", again))
+            for part in ("opened", "data", "drawing")
+        }
+        print(
+            f"{view:<14}{median['first', 'data']:>10.0f}{median['first', 'drawing']:>10.0f}"
+            f"{median['again', 'data']:>10.0f}{median['again', 'drawing']:>10.0f}"
+            f"{median['first', 'opened']:>10.0f}{median['again', 'opened']:>14.0f}",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -215,11 +215,12 @@ def test_no_hook_stays_whatever_ends_the_run(error: type[BaseException]) -> None
     assert hooks_of(model) == 0
 
 
-def test_a_ranking_hardly_better_than_chance_is_said_once_with_a_better_criterion() -> None:
+def test_a_ranking_no_better_than_chance_is_said_once_with_a_better_criterion() -> None:
     watched = monitor(criterion=lambda statistics: statistics.activation * 0, compare_criteria="suspect")
-    with pytest.warns(UserWarning, match=r"Ranking by <lambda> is hardly better than a random order") as caught:
+    with pytest.warns(UserWarning, match=r"The order by <lambda> is no better than a random one in") as caught:
         fit(watched)
-    [said] = [str(warning.message) for warning in caught if "Ranking by" in str(warning.message)]
+    [said] = [str(warning.message) for warning in caught if "The order by" in str(warning.message)]
+    assert "Roles by contribution do not depend on it." in said
     assert "pass criterion=" in said or "No other criterion does better" in said
 
 

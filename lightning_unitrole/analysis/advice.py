@@ -11,7 +11,13 @@ from lightning_unitrole.ablation.tasks import NO_LABEL
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.vocabulary import RELIABLE_AGREEMENT, ranking_is_informative, reliability_verdict
+from lightning_unitrole.reports.vocabulary import (
+    RELIABLE_AGREEMENT,
+    ROLES_APART,
+    ranking_is_informative,
+    reliability_verdict,
+    spoken,
+)
 
 
 def announcement(session: AnalysisSession, epoch_images: int | None) -> str:
@@ -135,7 +141,7 @@ def misleading_layers(report: UnitReport) -> list[str]:
 
 
 def misleading_ranking(report: UnitReport, layers: Sequence[str], comparison: CriteriaComparison | None) -> str:
-    """What to tell the user of layers whose ranking is hardly better than a random order.
+    """What to tell the user of layers whose ranking is no better than a random order.
 
     Args:
         report: where the ranking was found wanting.
@@ -154,4 +160,5 @@ def misleading_ranking(report: UnitReport, layers: Sequence[str], comparison: Cr
         advice = f"Of all criteria {better!r} does best there; pass criterion={better!r} to use it."
     else:
         advice = "No other criterion does better there; do not rely on its order in these layers."
-    return f"Ranking by {report.criterion} is hardly better than a random order in {', '.join(gaps)}. {advice}"
+    apart = f" {ROLES_APART}" if report.role_definition == "contribution" else ""
+    return f"The order by {spoken(report.criterion)} is no better than a random one in {', '.join(gaps)}.{apart} {advice}"

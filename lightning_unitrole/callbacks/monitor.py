@@ -98,7 +98,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             give them.
         val_dataloader_idx: which of several validation loaders to analyse.
         compare_criteria: when to compare all criteria, draw their curves for TensorBoard and name a better criterion:
-            ``"suspect"``, at the end of training, for the layers whose ranking is hardly better than a random order;
+            ``"suspect"``, at the end of training, for the layers whose ranking is no better than a random order;
             ``"end"``, then for all layers; ``"every"``, in every epoch that is analysed; or ``"never"``.
         log_figures: draw ablation curves and role maps for TensorBoard.
         log_images: log small pictures of what each unit contributes and responds to most, for the tab "Unit roles": a
@@ -260,7 +260,7 @@ class UnitRoleMonitor(KeepsReports, AnalysisOptions, pl.Callback):
             self._analyse(trainer, pl_module, recording)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Analyse the network as it ends, and say so where the ranking turned out hardly better than a random order."""
+        """Analyse the network as it ends, and say so where the ranking turned out no better than a random order."""
         if not averages_at_the_end(trainer):
             self._finish(trainer, pl_module)
 

@@ -287,10 +287,16 @@ def findings(layers: Sequence[LayerFacts]) -> list[str]:
             )
         else:
             said.append("In no layer is there a sign that the network has memorised its training images.")
+    known = [layer.agreement for layer in layers if not math.isnan(layer.agreement)]
     if unreliable:
         names = ", ".join(_named(layer) for layer in unreliable[:3])
         more = f" and {len(unreliable) - 3} more" if len(unreliable) > 3 else ""
         said.append(f"There are not enough images to tell the roles of {names}{more}.")
+    elif known:
+        least = math.floor(100 * min(known) + 1e-6) / 100
+        extent = "completely" if least == 1 else f"to {least:.2f}" + (" or better" if len(known) > 1 else "")
+        where = " in every layer" if len(known) == len(layers) > 1 else ""
+        said.append(f"The roles are reliable{where}: two halves of the images agree {extent}.")
     return said
 
 
@@ -325,28 +331,63 @@ def ranking_is_informative(ranking_gap: float, random_gap: float) -> bool | None
     return ranking_gap > random_gap + RANKING_MARGIN
 
 
-def ranking_verdict(ranking_gap: float, random_gap: float) -> str:
-    """What the ablation curves of a layer say of its ranking, in one sentence.
+def ranking_verdict(ranking_gap: float, random_gap: float, criterion: str = "feature_entropy") -> str:
+    """What the ablation curves of a layer say of the order in which a criterion puts its units, in one sentence.
+
+    It says something of the criterion, and nothing of roles by contribution: see :data:`ROLES_APART`.
 
     Args:
         ranking_gap: area between the least-first and the most-first accuracy curve, -1 to 1.
         random_gap: the same for a random order in the place of the least-first one.
+        criterion: name of the criterion.
 
     Example:
         >>> ranking_verdict(0.12, 0.1)
-        'The ranking is hardly better than a random order.'
+        'The order by feature entropy is no better than a random one.'
+    """
+    return f"The order by {spoken(criterion)} {_VERDICTS[ranking_word(ranking_gap, random_gap)]}."
+
+
+def ranking_word(ranking_gap: float, random_gap: float) -> str:
+    """The same in two or three words, for a cell of a table whose heading names the criterion.
+
+    Example:
+        >>> ranking_word(0.12, 0.1)
+        'no better than random'
     """
     if math.isnan(ranking_gap):
-        return "The ranking was not put to the test."
+        return "not tested"
     if ranking_gap < -RANKING_MARGIN:
-        return "The ranking is upside down: the network needs the units at its end more than those at its head."
+        return "upside down"
     if math.isnan(random_gap):
-        return "The ranking was not compared with a random order."
+        return "not compared"
     if ranking_gap < random_gap - RANKING_MARGIN:
-        return "The ranking is worse than a random order."
-    if not ranking_is_informative(ranking_gap, random_gap):
-        return "The ranking is hardly better than a random order."
-    return "The ranking is better than a random order."
+        return "worse than random"
+    return "better than random" if ranking_is_informative(ranking_gap, random_gap) else "no better than random"
+
+
+_VERDICTS = {
+    "not tested": "was not put to the test",
+    "upside down": "is upside down: the network needs the units at its end more than those at its head",
+    "not compared": "was not compared with a random one",
+    "worse than random": "is worse than a random one",
+    "no better than random": "is no better than a random one",
+    "better than random": "is better than a random one",
+}
+
+
+ROLES_APART = "Roles by contribution do not depend on it."
+"""What to say beside a verdict on an order where it is no verdict on the roles."""
+
+
+def spoken(criterion: str) -> str:
+    """The name of a criterion as readers say it.
+
+    Example:
+        >>> spoken("feature_entropy")
+        'feature entropy'
+    """
+    return criterion.replace("_", " ").strip() or "the criterion"
 
 
 def reliability_verdict(agreement: float, images_per_class: int) -> str:

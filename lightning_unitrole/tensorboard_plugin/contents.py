@@ -92,11 +92,10 @@ def overview_part(index: RunIndex) -> Part:
         layers, columns = (_names(info.get(key)) for key in ("layers", "columns"))
         logged = _array(arrays, "table", "f4", (len(layers), len(columns)))
         table = np.full((len(names), len(OVERVIEW_COLUMNS)), np.nan, np.float32)
-        rows = [(names[name], place) for place, name in enumerate(layers) if name in names]
-        for column, measure in enumerate(OVERVIEW_COLUMNS):
-            if measure in columns:
-                for row, place in rows:
-                    table[row, column] = logged[place, columns.index(measure)]
+        rows = {names[name]: place for place, name in enumerate(layers) if name in names}
+        known = {place: columns.index(name) for place, name in enumerate(OVERVIEW_COLUMNS) if name in columns}
+        if rows and known:
+            table[np.ix_(list(rows), list(known))] = logged[np.ix_(list(rows.values()), list(known.values()))]
         possible = np.isnan(table) | ((table >= low) & (table <= high))
         table[~possible] = np.nan
         return Content({}, {"table": table}, () if possible.all() else ("with impossible numbers, which are left out",))

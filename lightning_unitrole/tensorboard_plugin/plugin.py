@@ -16,7 +16,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_unitrole.reports.vocabulary import vocabulary
+from lightning_unitrole.reports.vocabulary import spoken, vocabulary
 from lightning_unitrole.tensorboard_plugin.contents import (
     CURVE_FIELDS,
     EXAMPLE_KINDS,
@@ -183,7 +183,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
                     "class_names": index.class_names,
                     "num_classes": index.num_classes,
                     "every_class": index.every_class,
-                    "criterion": index.criterion,
+                    "criterion": spoken(index.criterion),
                     "pruned": pruned,
                     "last_step": max(int(tags[tag].max_step) for tag in (OVERVIEW_TAG, PRUNING_TAG) if tag in tags),
                 }
@@ -195,7 +195,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         names = [layer.name for layer in query.index.layers]
         series = query.read(OVERVIEW_TAG, overview_part(query.index))
         table = series.stack("table", np.empty((0, len(names), len(OVERVIEW_COLUMNS)), np.float32))
-        verdicts, verdict = overview_verdicts(table)
+        verdicts, verdict = overview_verdicts(table, query.index.criterion)
         doubts, roles, order = overview_doubts(table)
         info = {
             "layers": names,
@@ -283,8 +283,10 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
             name: np.concatenate([np.empty(0, kind), *(row.content.arrays[name] for row in series.rows)])
             for name, kind in CURVE_FIELDS.items()
         }
-        rankings = curve_rankings(described, arrays["ablated"], arrays["accuracy"])
         by_class = [bool(row.content.info["by_class"]) for row in series.rows]
+        rankings = curve_rankings(
+            described, arrays["ablated"], arrays["accuracy"], query.index.criterion, by_order=by_class
+        )
         return _answer(series, {"curves": described, "rankings": rankings, "by_class": by_class}, arrays)
 
 

@@ -16,6 +16,7 @@ from lightning_unitrole.reports.vocabulary import (
     order_is_informative,
     ranking_is_informative,
     ranking_verdict,
+    ranking_word,
     reliability_verdict,
 )
 from lightning_unitrole.tensorboard_plugin.packing import Array
@@ -51,45 +52,55 @@ def overview_doubts(table: Array) -> tuple[list[str], Array, Array]:
     columns = ("agreement", "images", "ordered_classes", "entropy_q50", "present")
     chosen = table[..., [OVERVIEW_COLUMNS.index(column) for column in columns]]
     places: dict[str, int] = {}
-    roles, orders = np.zeros(table.shape[:2], np.uint32), np.zeros(table.shape[:2], np.uint32)
-    for place in np.ndindex(*roles.shape):
-        agreement, images, ordered, entropy, present = chosen[place].tolist()
-        if agreement < RELIABLE_AGREEMENT and math.isfinite(images):
-            text = reliability_verdict(agreement, int(images))
-            roles[place] = places.setdefault(text, len(places) + 1)
-        if present > 0 and not order_is_informative(ordered, entropy):
-            orders[place] = places.setdefault(NO_ORDER, len(places) + 1)
-    return list(places), roles, orders
+    roles, orders = [], []
+    for agreement, images, ordered, entropy, present in chosen.reshape(-1, len(columns)).tolist():
+        doubtful = agreement < RELIABLE_AGREEMENT and math.isfinite(images)
+        text = reliability_verdict(agreement, int(images)) if doubtful else ""
+        roles.append(places.setdefault(text, len(places) + 1) if doubtful else 0)
+        tied = present > 0 and not order_is_informative(ordered, entropy)
+        orders.append(places.setdefault(NO_ORDER, len(places) + 1) if tied else 0)
+    shape = table.shape[:2]
+    return list(places), np.array(roles, np.uint32).reshape(shape), np.array(orders, np.uint32).reshape(shape)
 
 
-def overview_verdicts(table: Array) -> tuple[list[dict[str, Any]], Array]:
-    """The verdict on the ranking of each layer at each step.
+def overview_verdicts(table: Array, criterion: str) -> tuple[list[dict[str, Any]], Array]:
+    """The verdict on the order of each layer's units at each step.
 
     Args:
         table: ``[steps, layers, columns]`` with the columns of :data:`~.schema.OVERVIEW_COLUMNS`.
+        criterion: what ranked the units.
 
     Returns:
-        The different verdicts, and ``[steps, layers]`` uint8: which of them holds.
+        The different verdicts, and ``[steps, layers]`` uint8: which of them holds. A verdict warns only where roles
+        follow from the order, as those by turning points do.
     """
+    gaps, random_gaps, help_over_all = (
+        table[..., OVERVIEW_COLUMNS.index(column)].ravel().tolist()
+        for column in ("ranking_gap", "random_gap", "units_help")
+    )
+    places: dict[tuple[str, bool], int] = {}
     verdicts: list[dict[str, Any]] = []
-    places = np.zeros(table.shape[:2], np.uint8)
-    gaps = table[..., OVERVIEW_COLUMNS.index("ranking_gap")]
-    random_gaps = table[..., OVERVIEW_COLUMNS.index("random_gap")]
-    for place in np.ndindex(*places.shape):
-        verdict = _verdict(float(gaps[place]), float(random_gaps[place]))
-        if verdict not in verdicts:
-            verdicts.append(verdict)
-        places[place] = verdicts.index(verdict)
-    return verdicts, places
+    found = []
+    for gap, random_gap, by_contribution in zip(gaps, random_gaps, np.isfinite(help_over_all), strict=True):
+        key = (ranking_word(gap, random_gap), bool(by_contribution))
+        if key not in places:
+            places[key] = len(verdicts)
+            verdicts.append(_verdict(gap, random_gap, criterion, by_order=not by_contribution))
+        found.append(places[key])
+    return verdicts, np.array(found, np.uint8).reshape(table.shape[:2])
 
 
-def curve_rankings(curves: Sequence[Mapping[str, Any]], ablated: Array, accuracy: Array) -> list[dict[str, Any]]:
+def curve_rankings(
+    curves: Sequence[Mapping[str, Any]], ablated: Array, accuracy: Array, criterion: str, by_order: Sequence[bool]
+) -> list[dict[str, Any]]:
     """What the curves of each step and split say of the ranking.
 
     Args:
         curves: ``at``, ``split``, ``order`` and number of ``points`` of each curve.
         ablated: ``[points of all curves]``, numbers of units that are off.
         accuracy: the accuracy there.
+        criterion: what ranked the units.
+        by_order: for each step, whether roles follow from that order.
 
     Returns:
         For each step and split with a least-first curve: the ``gap`` to the reverse order and ``over_random``, by how
@@ -109,13 +120,17 @@ def curve_rankings(curves: Sequence[Mapping[str, Any]], ablated: Array, accuracy
         least, most, random = (means.get(order, math.nan) for order in ("least_first", "most_first", "random"))
         if "least_first" in area_of:
             measured = {"gap": _finite(least - most), "over_random": _finite(least - random)}
-            rankings.append({"at": at, "split": split, **measured, **_verdict(least - most, random - most)})
+            verdict = _verdict(least - most, random - most, criterion, by_order=by_order[at])
+            rankings.append({"at": at, "split": split, **measured, **verdict})
     return rankings
 
 
-def _verdict(gap: float, random_gap: float) -> dict[str, Any]:
-    warn = ranking_is_informative(gap, random_gap) is False
-    return {"text": ranking_verdict(gap, random_gap), "warn": warn}
+def _verdict(gap: float, random_gap: float, criterion: str, *, by_order: bool) -> dict[str, Any]:
+    return {
+        "text": ranking_verdict(gap, random_gap, criterion),
+        "word": ranking_word(gap, random_gap),
+        "warn": by_order and ranking_is_informative(gap, random_gap) is False,
+    }
 
 
 def _area(ablated: Array, accuracy: Array) -> float:

@@ -51,6 +51,24 @@ def test_the_table_shows_what_was_logged(driver: Any, fast: str, overview: dict[
 
 
 @pytest.mark.slow
+def test_what_an_order_is_worth_is_told_calmly_where_roles_do_not_follow_from_it(driver: Any, fast: str) -> None:
+    ink = "return [...document.querySelectorAll('.layers-table .words span')].map(s => s.className)"
+    page = Page(driver, fast, run="contribution")
+    assert "order by feature entropy" in page.text(".layers-table thead")
+    said = page.text(f"tr[data-layer='{SOUND}'] .words")
+    assert said in ("better than random", "no better than random", "worse than random", "upside down")
+    title = page.js(f"return document.querySelector('tr[data-layer=\"{SOUND}\"] .words span').title")
+    assert title.startswith("The order by feature entropy is ")
+    assert "Ranking gap " in title
+    assert set(page.js(ink)) == {""}
+    tied = page.js("return [...document.querySelectorAll('[data-doubt=doubt_order]')].map(p => p.className)")
+    assert tied == ["doubt mild"]
+    assert page.text(f"tr[data-layer='{TIED}'] .words") == NO_ORDER
+    for form in ("table", "charts"):
+        assert "hardly" not in Page(driver, fast, run="contribution", form=form).text(".view-overview")
+
+
+@pytest.mark.slow
 def test_a_line_on_top_says_what_stands_out(driver: Any, fast: str) -> None:
     said = Page(driver, fast, run="contribution").text(".findings")
     assert f"In {APART}, " in said
@@ -127,6 +145,9 @@ def test_an_order_without_information_is_not_sorted_by(driver: Any, fast: str) -
     assert "none" in page.text(".unit-head")
     page.show(view="ablation")
     assert NO_ORDER in page.text(".doubts")
+    assert page.js("return getComputedStyle(document.querySelector('.doubts .doubt')).color") == page.js(
+        "return getComputedStyle(document.querySelector('.view-ablation .explain p')).color"
+    )
     page.show(view="units", layer=SOUND)
     assert "entropy" in page.js(sorts)
 
@@ -165,7 +186,7 @@ def test_a_unit_shows_its_contribution_to_each_class(driver: Any, fast: str) -> 
     _, state = unpack(get(f"{fast}/data/plugin/unit_roles/layer?run=contribution&layer=0&fields=effect_val"))
     effect = ("hurts", "no effect measurable", "helps")[state["effect_val"][-1, 3]]
     assert f"effect\n{effect}" in page.text(".unit-head")
-    assert "rank\n" in page.text(".unit-head")
+    assert "rank by feature entropy\n" in page.text(".unit-head")
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from lightning_unitrole.tensorboard_plugin.index import LayerIndex
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
 from lightning_unitrole.tensorboard_plugin.reading import Shelf, Table
+from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
+from lightning_unitrole.tensorboard_plugin.verdicts import curve_rankings, overview_verdicts
 
 PREFIX = "/data/plugin/unit_roles"
 
@@ -133,7 +135,7 @@ def test_overview_and_curves_agree_on_the_ranking_with_the_package(client: Clien
     info, overview = read(client, "overview", run="baseline")
     columns = info["columns"]
     gap, random = (overview["table"][-1, 1, columns.index(name)] for name in ("ranking_gap", "random_gap"))
-    expected = ranking_verdict(float(gap), float(random))
+    expected = ranking_verdict(float(gap), float(random), "feature_entropy")
     assert info["verdicts"][overview["verdict"][-1, 1]]["text"] == expected
     curves, _ = read(client, "curves", run="baseline", layer=1)
     (ranking,) = [each for each in curves["rankings"] if (each["at"], each["split"]) == (EPOCHS - 1, "val")]
@@ -141,7 +143,24 @@ def test_overview_and_curves_agree_on_the_ranking_with_the_package(client: Clien
     assert ranking["gap"] == pytest.approx(gap, abs=2e-3)
     assert ranking["over_random"] == pytest.approx(gap - random, abs=2e-3)
     by_class, _ = read(client, "curves", run="baseline", layer=1, **{"class": 0})
-    assert {each["text"] for each in by_class["rankings"]} == {"The ranking was not put to the test."}
+    assert {each["text"] for each in by_class["rankings"]} == {"The order by feature entropy was not put to the test."}
+
+
+def test_an_order_is_a_warning_only_where_roles_follow_from_it() -> None:
+    columns = dict.fromkeys(OVERVIEW_COLUMNS, np.nan)
+    upside_down = columns | {"ranking_gap": -0.4, "random_gap": 0.1}
+    sound = columns | {"ranking_gap": 0.4, "random_gap": 0.1}
+    rows = [upside_down, upside_down | {"units_help": 3}, sound, upside_down]
+    table = np.array([list(row.values()) for row in rows], np.float32)[None]
+    verdicts, places = overview_verdicts(table, "taylor")
+    assert [verdicts[place]["warn"] for place in places[0]] == [True, False, False, True]
+    assert [verdicts[place]["word"] for place in places[0]] == ["upside down"] * 2 + ["better than random", "upside down"]
+    assert len(verdicts) == 3
+    assert verdicts[0]["text"] == ranking_verdict(-0.4, 0.1, "taylor")
+    curves = [{"at": 0, "split": "val", "order": order, "points": 2} for order in ("least_first", "most_first")]
+    for by_order in (True, False):
+        found = curve_rankings(curves, np.array([0, 4, 0, 4]), np.array([0.9, 0.1, 0.9, 0.5]), "taylor", [by_order])
+        assert [(each["word"], each["warn"]) for each in found] == [("upside down", by_order)]
 
 
 def test_classes_and_units_are_cuts_of_the_same_roles(client: Client) -> None:

@@ -23,6 +23,7 @@ from lightning_unitrole.reports.vocabulary import (
     order_is_informative,
     ranking_is_informative,
     ranking_verdict,
+    ranking_word,
     reliability_verdict,
     vocabulary,
 )
@@ -57,21 +58,35 @@ def test_it_loads_nothing_but_the_standard_library() -> None:
 @pytest.mark.parametrize(
     ("gap", "random_gap", "words"),
     [
-        (0.30, 0.10, "is better than a random order"),
-        (0.10 + RANKING_MARGIN, 0.10, "is hardly better"),
-        (0.12, 0.10, "is hardly better"),
-        (0.06, 0.10, "is hardly better"),
-        (0.02, 0.10, "is worse than a random order"),
+        (0.30, 0.10, "is better than a random one"),
+        (0.10 + RANKING_MARGIN, 0.10, "is no better than a random one"),
+        (0.12, 0.10, "is no better than a random one"),
+        (0.06, 0.10, "is no better than a random one"),
+        (0.02, 0.10, "is worse than a random one"),
         (-0.48, -0.2, "is upside down"),
         (-0.1, -0.3, "is upside down"),
         (NAN, 0.1, "was not put to the test"),
-        (0.3, NAN, "was not compared with a random order"),
+        (0.3, NAN, "was not compared with a random one"),
         (-0.3, NAN, "is upside down"),
     ],
 )
 def test_the_verdict_on_a_ranking(gap: float, random_gap: float, words: str) -> None:
-    assert words in ranking_verdict(gap, random_gap)
-    assert (ranking_is_informative(gap, random_gap) is True) == (words == "is better than a random order")
+    assert ranking_verdict(gap, random_gap, "mean_activation").startswith(f"The order by mean activation {words}")
+    assert (ranking_is_informative(gap, random_gap) is True) == (words == "is better than a random one")
+
+
+def test_a_word_for_each_verdict() -> None:
+    gaps = [(0.3, 0.1), (0.12, 0.1), (0.02, 0.1), (-0.48, -0.2), (0.3, NAN), (NAN, NAN)]
+    words = [ranking_word(*pair) for pair in gaps]
+    assert words == [
+        "better than random",
+        "no better than random",
+        "worse than random",
+        "upside down",
+        "not compared",
+        "not tested",
+    ]
+    assert len({ranking_verdict(*pair) for pair in gaps}) == len(words)
 
 
 def test_a_ranking_that_was_not_measured_is_neither_good_nor_bad() -> None:
@@ -113,8 +128,25 @@ def test_the_findings_name_the_layers_that_stand_out() -> None:
 
 def test_the_findings_say_when_nothing_was_memorised() -> None:
     assert findings([facts("conv1", 8, help_no_class=0, differing_share=0.0, agreement=1.0)]) == [
-        "In no layer is there a sign that the network has memorised its training images."
+        "In no layer is there a sign that the network has memorised its training images.",
+        "The roles are reliable: two halves of the images agree completely.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("agreements", "words"),
+    [
+        ((0.969, 0.96, 1.0), "reliable in every layer: two halves of the images agree to 0.96 or better."),
+        ((0.999, 1.0), "reliable in every layer: two halves of the images agree to 0.99 or better."),
+        ((0.9, NAN), "reliable: two halves of the images agree to 0.90."),
+        ((RELIABLE_AGREEMENT,), "reliable: two halves of the images agree to 0.60."),
+        ((0.9, RELIABLE_AGREEMENT - 0.01), "not enough images to tell the roles of conv1."),
+    ],
+)
+def test_the_findings_say_whether_roles_are_reliable(agreements: tuple[float, ...], words: str) -> None:
+    layers = [facts(f"conv{place}", 8, agreement=agreement) for place, agreement in enumerate(agreements)]
+    assert findings(layers)[-1].endswith(words)
+    assert sum("halves" in sentence or "not enough images" in sentence for sentence in findings(layers)) == 1
 
 
 def test_without_contributions_there_are_no_findings() -> None:

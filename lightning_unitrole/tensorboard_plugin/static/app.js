@@ -31,6 +31,7 @@ export class App {
     this.drawn = new Map();
     this.timings = {}; // milliseconds to draw each view
     this.loads = {}; // the same from the request on
+    this.opened = null; // milliseconds from the opening of the frame to the first drawn view
     this.state = new State(() => this.refresh());
   }
 
@@ -203,7 +204,10 @@ export class App {
     const panel = this.panels.get(view.id);
     if (!this.drawn.has(view.id)) this.drawn.set(view.id, view.create(this, panel));
     const instance = this.drawn.get(view.id);
-    const slow = setTimeout(() => panel.classList.add('loading'), 200);
+    const slow = setTimeout(() => {
+      panel.classList.add('loading');
+      this.progress.hidden = !this.message.hidden; // which says so itself at first
+    }, 200);
     try {
       const analysed = this.run.layers.length > 0;
       const [steps, data] = await Promise.all([analysed && this.api.overview(this.run.name), instance.load()]);
@@ -225,6 +229,7 @@ export class App {
       panel.getBoundingClientRect(); // so that the layout is part of the measured time
       this.keep(this.timings, view.id, performance.now() - start);
       this.keep(this.loads, view.id, performance.now() - asked);
+      this.opened ??= performance.now();
       panel.dataset.drawn = String(Number(panel.dataset.drawn || 0) + 1);
     } catch (error) {
       if (token !== this.token) return;
@@ -233,7 +238,10 @@ export class App {
     } finally {
       clearTimeout(slow);
       panel.classList.remove('loading');
-      if (token === this.token) this.busy = false;
+      if (token === this.token) {
+        this.progress.hidden = true;
+        this.busy = false;
+      }
     }
   }
 

@@ -130,7 +130,7 @@ export function order(sort, data, at) {
   const { roles, units, entropy_val: measure, contribution_val: contribution } = data;
   const indices = Array.from({ length: units }, (_, u) => u);
   const last = (value) => (Number.isFinite(value) ? value : Infinity);
-  const { changes, stable } = history(data, at);
+  const { changes, stable } = sort === 'stable' || sort === 'changes' ? history(data, at) : {};
   const keys = {
     unit: () => 0,
     role: (u) => STACK.indexOf(roles[at * units + u]),

@@ -83,11 +83,12 @@ export function buildFrame(app, views) {
     ]),
   );
   const notice = h('aside', { role: 'status' });
+  const progress = h('p', { class: 'progress', role: 'status', hidden: true }, 'Reading …');
   const doubt = h('aside', { class: 'doubts', 'aria-label': 'Reliability' });
   const bar = h('div', { class: 'bar-of-tabs' }, tabs, question);
-  const main = h('main', {}, notice, message, doubt, [...panels.values()]);
+  const main = h('main', {}, progress, notice, message, doubt, [...panels.values()]);
   app.root.append(h('h1', { class: 'unseen' }, 'Unit roles'), h('header', {}, bar, controls, cursor), main, help);
-  return { tabs, controls, slider, readout, player, cursor, notice, message, doubt, panels, main, help };
+  return { tabs, controls, slider, readout, player, cursor, progress, notice, message, doubt, panels, main, help };
 }
 
 // Arrow keys, Home and End walk through the tabs, and do not move the cursor there.

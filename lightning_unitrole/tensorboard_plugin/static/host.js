@@ -13,10 +13,11 @@ function parentWindow() {
 
 const host = parentWindow();
 
+const system = window.matchMedia('(prefers-color-scheme: dark)');
+export const isDark = () => (host ? host.document.body.classList.contains('dark-mode') : system.matches);
+
 export function watchDarkMode(callback) {
-  const system = window.matchMedia('(prefers-color-scheme: dark)');
   const body = host?.document.body;
-  const isDark = () => (body ? body.classList.contains('dark-mode') : system.matches);
   const tell = () => callback(isDark());
   if (body) new MutationObserver(tell).observe(body, { attributes: true, attributeFilter: ['class'] });
   else system.addEventListener('change', tell);

@@ -2,7 +2,7 @@
 import { vocabulary } from './api.js';
 import { App } from './app.js';
 import { h, svg } from './dom.js';
-import { borrowFonts } from './host.js';
+import { borrowFonts, isDark } from './host.js';
 import { adopt } from './vocabulary.js';
 
 export async function render() {
@@ -11,12 +11,16 @@ export async function render() {
   for (const sheet of ['style', 'overview'])
     document.head.append(h('link', { rel: 'stylesheet', href: `./${sheet}.css` }));
   borrowFonts();
+  document.documentElement.dataset.theme = isDark() ? 'dark' : 'light';
+  const message = h('div', { class: 'message', role: 'status' }, h('p', {}, 'Reading the logs …'));
+  document.body.append(message);
   try {
     adopt(await vocabulary());
   } catch (error) {
-    document.body.append(h('div', { class: 'message', role: 'alert' }, `The tab could not start: ${error.message}`));
+    message.replaceChildren(h('h2', {}, 'The tab could not start'), h('p', {}, error.message));
     return;
   }
+  message.remove();
   document.body.append(hatching());
   new App(document.body).start();
 }

@@ -15,10 +15,22 @@ const CHANGE = 5; // width of the mark of a change
 // Where each role stands in the stack; filled when the first raster is made, after the roles are known.
 const PLACE = new Uint8Array(256);
 
-// One of several units: of all rows together each rank comes up as often as it should, so shares are right to the eye.
-function quantile(units, rank, row) {
-  const sorted = [...units].sort((a, b) => rank(a) - rank(b));
-  return sorted[Math.floor(sorted.length * ((0.5 + 0.618034 * row) % 1))];
+// One of several units for each row, so that of all rows together each rank comes up as often as it should and shares
+// are right to the eye: the unit at this place among those that are ranked by role or by a measure.
+const placeIn = (size, row) => Math.floor(size * ((0.5 + 0.618034 * row) % 1));
+
+// Of the roles of some units the one at a place; counted, not sorted, as there are few roles and many cells.
+const tally = new Uint32Array(256);
+function roleAt(place, roles, start, units) {
+  tally.fill(0, 0, STACK.length);
+  for (let i = 0; i < units.length; i++) tally[PLACE[roles[start + units[i]]]]++;
+  let rank = 0;
+  for (let left = place; left >= tally[rank]; rank++) left -= tally[rank];
+  return STACK[rank];
+}
+
+function unitAt(place, values, start, units) {
+  return [...units].sort((a, b) => values[start + a] - values[start + b])[place];
 }
 
 export class Raster {
@@ -66,19 +78,21 @@ export class Raster {
     const pixels = new Uint32Array(image.data.buffer);
     const scale = 255 / (range[1] - range[0] || 1);
     const shade = (at) => {
-      if (!values || roles[at] === ROLE.REMOVED) return palette.rolePixels[roles[at]];
+      if (roles[at] === ROLE.REMOVED) return palette.rolePixels[ROLE.REMOVED];
       if (!Number.isFinite(values[at])) return palette.missingPixel;
       return palette.ramp[Math.min(255, Math.max(0, Math.round((values[at] - range[0]) * scale)))];
     };
-    const rank = values ? (at) => values[at] : (at) => PLACE[roles[at]];
     for (let row = 0; row < rows; row++) {
       const together = order.slice(
         Math.floor((row * order.length) / rows),
         Math.floor(((row + 1) * order.length) / rows),
       );
+      const place = placeIn(together.length, row);
       for (let t = 0; t < columns; t++) {
-        const chosen = together.length > 1 ? quantile(together, (unit) => rank(t * units + unit), row) : together[0];
-        pixels[row * columns + t] = shade(t * units + chosen);
+        const start = t * units;
+        pixels[row * columns + t] = values
+          ? shade(start + unitAt(place, values, start, together))
+          : palette.rolePixels[roleAt(place, roles, start, together)];
       }
     }
     const canvas = h('canvas', { width: columns, height: Math.max(1, rows) });

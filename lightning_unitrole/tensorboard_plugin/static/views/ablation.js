@@ -8,10 +8,10 @@ const SPLITS = {
   train: { label: 'training', colour: 'var(--line-train)' },
 };
 const ORDERS = {
-  least_first: { label: 'least effective first', dash: '', width: 2.5 },
-  contribution: { label: 'contributing least first', dash: '10 3 2 3', width: 2 },
-  random: { label: 'random orders', dash: '2 3', width: 1.5 },
-  most_first: { label: 'most effective first', dash: '7 4', width: 1.5 },
+  least_first: { label: (criterion) => `by ${criterion}, last rank first`, dash: '', width: 2.5 },
+  contribution: { label: () => 'contributing least first', dash: '10 3 2 3', width: 2 },
+  random: { label: () => 'random orders', dash: '2 3', width: 1.5 },
+  most_first: { label: (criterion) => `by ${criterion}, first rank first`, dash: '7 4', width: 1.5 },
 };
 const isRandom = (curve) => curve.order.startsWith('random');
 const orderOf = (curve) => ORDERS[isRandom(curve) ? 'random' : curve.order];
@@ -27,9 +27,9 @@ export const ablation = {
       explain(
         'How many units the layer can do without',
         'Units are switched off one after another, from all on at the left to all off at the right. If an order is ' +
-          'right, the network keeps its accuracy longest when the least effective units go first; the area between ' +
-          'that and the reverse order is the ranking gap, shaded for validation. An order worth its name leaves the ' +
-          'grey band of random orders.',
+          'right, the network keeps its accuracy longest when its last ranks go first; the area between that and the ' +
+          'reverse order is the ranking gap, shaded for validation. An order that knows something leaves the grey ' +
+          'band of random orders. Roles by contribution do not depend on any of these orders.',
       ),
       body,
     );
@@ -73,12 +73,12 @@ function draw(ctx, data, body) {
   const units = Math.max(...curves.map((curve) => curve.ablated[curve.ablated.length - 1]));
   const width = Math.max(300, Math.floor((body.clientWidth - 18) / (body.clientWidth > 760 ? 2 : 1)) - 28);
   const turningPoints = data.info.by_class[time.at];
-  const shared = { curves, units, width, turningPoints };
+  const shared = { curves, units, width, turningPoints, criterion: ctx.run.criterion };
   return [
     h(
       'div',
       { class: 'options' },
-      key(curves, turningPoints),
+      key(ctx, curves, turningPoints),
       h('span', { class: 'spring' }),
       hasTop5 &&
         choice(
@@ -132,7 +132,7 @@ function draw(ctx, data, body) {
   ];
 }
 
-function key(curves, turningPoints) {
+function key(ctx, curves, turningPoints) {
   const orders = Object.keys(ORDERS).filter((order) => curves.some((curve) => orderOf(curve) === ORDERS[order]));
   return h(
     'p',
@@ -156,7 +156,7 @@ function key(curves, turningPoints) {
             'stroke-dasharray': ORDERS[order].dash || null,
           }),
         ),
-        ORDERS[order].label,
+        ORDERS[order].label(ctx.run.criterion),
       ),
     ),
     turningPoints && [
@@ -185,7 +185,8 @@ function lossDomain(curves) {
   return [Math.min(0, values[0] || 0), high * 1.05];
 }
 
-function curveChart({ curves, units, width, turningPoints, metric, yDomain, yFormat, label }) {
+function curveChart({ curves, units, width, turningPoints, criterion, metric, yDomain, yFormat, label }) {
+  const nameOf = (curve) => `${SPLITS[curve.split].label}, ${orderOf(curve).label(criterion)}`;
   const points = (curve) => Array.from(curve.ablated, (off, i) => [off, curve[metric][i]]);
   const clipped = (list) => list.map(([x, y]) => [x, Number.isFinite(y) ? Math.min(y, yDomain[1]) : y]);
   const drawn = [...curves].sort((a, b) => (orderOf(b).width < orderOf(a).width ? -1 : 1)).reverse();
@@ -213,7 +214,7 @@ function curveChart({ curves, units, width, turningPoints, metric, yDomain, yFor
       })),
     ],
     series: drawn.map((curve) => ({
-      name: `${SPLITS[curve.split].label}, ${orderOf(curve).label}`,
+      name: nameOf(curve),
       points: clipped(points(curve)),
       colour: isRandom(curve) ? 'var(--ink-faint)' : SPLITS[curve.split].colour,
       dash: orderOf(curve).dash,
@@ -228,7 +229,7 @@ function curveChart({ curves, units, width, turningPoints, metric, yDomain, yFor
       ...curves.map((curve) => {
         const value = valueAt(curve, metric, off);
         const text = metric === 'loss' ? decimal(value, 3) : percent(value, 1);
-        return `${SPLITS[curve.split].label}, ${orderOf(curve).label}: ${text}`;
+        return `${nameOf(curve)}: ${text}`;
       }),
     ],
   });
@@ -275,7 +276,7 @@ function randomBand(curves, metric, [, high]) {
   });
 }
 
-// Between least and most effective first on validation images.
+// Between the order and its reverse on validation images.
 function gap(curves, metric) {
   const find = (order) => curves.find((curve) => curve.split === 'val' && curve.order === order);
   const pair = [find('least_first'), find('most_first')];

@@ -1,12 +1,15 @@
 // What stands beside roles or an order that should not be relied on, in the words of the package.
 import { h } from '../dom.js';
 
-// The sentences on one layer at the cursor.
+// The sentences on one layer at the cursor; in red what is said of roles, and of an order that roles follow from.
 export const doubts = (table, layer) =>
   ['doubt_roles', 'doubt_order']
     .map((what) => [what, table.doubt(what, table.time.at, layer)])
     .filter(([, text]) => text)
-    .map(([what, text]) => h('p', { class: 'doubt', 'data-doubt': what }, text));
+    .map(([what, text]) => {
+      const mild = what === 'doubt_order' && table.byContribution(table.time.at, layer);
+      return h('p', { class: mild ? 'doubt mild' : 'doubt', 'data-doubt': what }, text);
+    });
 
 // Which views show roles of one layer, and which its order.
 const ROLES_IN = ['units', 'transitions', 'entropy', 'unit'];

@@ -25,9 +25,12 @@ const DERIVED = {
   },
 };
 
+const places = new WeakMap(); // of the columns, by the data that they are in
+
 // table.at(t, layer, column) and table.verdict(t, layer) over the flat numbers of the server
 export function read(ctx, data) {
-  const columns = new Map(data.info.columns.map((name, place) => [name, place]));
+  if (!places.has(data)) places.set(data, new Map(data.info.columns.map((name, place) => [name, place])));
+  const columns = places.get(data);
   const layers = data.info.layers.length;
   const logged = (t, layer, column) => data.table[(t * layers + layer) * columns.size + columns.get(column)];
   const at = (t, layer, column) => (column in DERIVED ? DERIVED[column](logged, t, layer) : logged(t, layer, column));
@@ -35,20 +38,31 @@ export function read(ctx, data) {
   // Why not to rely on the roles ('doubt_roles') or the order ('doubt_order') of a layer, if there is a reason.
   const doubt = (what, t, layer) => data.info.doubts[data[what][t * layers + layer] - 1];
   const findings = (t) => data.info.findings[t] || [];
-  return { at, verdict, doubt, findings, time: ctx.time(data), layers: data.info.layers };
+  const byContribution = (t, layer) => Number.isFinite(at(t, layer, 'units_help'));
+  return { data, at, verdict, doubt, findings, byContribution, time: ctx.time(data), layers: data.info.layers };
 }
 
-// Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top.
+// Shares of the roles of one layer at one analysis, [[code, share], ...] from the bottom of the stack to its top. Many
+// are asked for, again and again: they are kept for as long as the data.
+const stacks = new WeakMap();
 export function stack(table, t, layer, original, pairs) {
-  if (pairs) {
-    const left = table.at(t, layer, 'present') / original;
-    return [
-      ...SHARED_ROLES.map((code) => [code, left * table.at(t, layer, `pairs_${columnOf(code)}`)]),
-      [ROLE.REMOVED, 1 - left],
-    ];
-  }
-  const counts = SHARED_ROLES.map((code) => [code, table.at(t, layer, `units_${columnOf(code)}`)]);
+  if (!stacks.has(table.data)) stacks.set(table.data, { true: [], false: [] });
+  const known = stacks.get(table.data)[pairs];
+  const place = t * table.layers.length + layer;
+  known[place] ??= shares(table, t, layer, original, pairs);
+  return known[place];
+}
+
+const columnsOf = { true: null, false: null };
+
+function shares(table, t, layer, original, pairs) {
+  columnsOf[pairs] ??= SHARED_ROLES.map((code) => [code, `${pairs ? 'pairs' : 'units'}_${columnOf(code)}`]);
+  const counts = columnsOf[pairs].map(([code, column]) => [code, table.at(t, layer, column)]);
   const present = table.at(t, layer, 'present');
+  if (pairs) {
+    const left = present / original;
+    return [...counts.map(([code, share]) => [code, left * share]), [ROLE.REMOVED, 1 - left]];
+  }
   if (!Number.isFinite(counts[0][1])) return [];
   const known = counts.reduce((sum, [, count]) => sum + (count || 0), 0);
   return [...counts, [ROLE.REMOVED, original - present], [ROLE.NO_ROLE, present - known]].map(([code, count]) => [
@@ -115,7 +129,15 @@ export function drawLayers(ctx, root, table) {
   });
 }
 
+const codes = new WeakMap();
 export function codesOf(ctx, table, pairs) {
+  if (!codes.has(table.data)) codes.set(table.data, {});
+  const known = codes.get(table.data);
+  known[pairs] ??= codesIn(ctx, table, pairs);
+  return known[pairs];
+}
+
+function codesIn(ctx, table, pairs) {
   const seen = new Set();
   ctx.run.layers.forEach((layer, place) => {
     for (let t = 0; t < table.time.labels.length; t++)
@@ -233,7 +255,7 @@ function facts(table, place, layer, pairs) {
     Number.isFinite(gap) && [
       'ranking gap',
       signed(gap),
-      'Area between the ablation curves, least effective first and most effective first, on validation images',
+      'Area between the ablation curves of the order and of its reverse, on validation images',
     ],
     Number.isFinite(value('turning_val')) && [
       'effective',
@@ -243,6 +265,7 @@ function facts(table, place, layer, pairs) {
     present < layer.units && ['units left', `${present} of ${layer.units}`, 'Removed units are shown as removed'],
   ];
   const { text: verdict, warn } = table.verdict(t, place);
+  const without = table.doubt('doubt_order', t, place);
   return h(
     'div',
     {},
@@ -251,7 +274,7 @@ function facts(table, place, layer, pairs) {
       { class: 'facts' },
       rows.filter(Boolean).map(([name, text, title]) => [h('dt', { title }, name), h('dd', {}, text)]),
     ),
-    Number.isFinite(gap) && h('p', { class: warn ? 'verdict warn' : 'verdict' }, verdict),
+    Number.isFinite(gap) && !without && h('p', { class: warn ? 'verdict warn' : 'verdict' }, verdict),
     doubts(table, place),
   );
 }

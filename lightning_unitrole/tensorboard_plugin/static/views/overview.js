@@ -40,6 +40,9 @@ const MEASURED = [
   ],
   MACS,
 ];
+const ABOUT_THE_ORDER =
+  'Whether switching off units in this order, last rank first, does better than a random order. Roles by contribution ' +
+  'do not depend on it.';
 const WITHOUT_ROLES =
   'This run was analysed without ablation, so its units have no roles. What was measured of them is in Entropy.';
 const text = (value) => (Number.isFinite(value) ? String(value) : '–');
@@ -131,11 +134,7 @@ function drawTable(ctx, body, table) {
     heading(['name', 'layer', 'Name, number of units and size of the maps']),
     rolesKnown && h('th', { scope: 'col' }, 'roles over time'),
     ...measured.map(heading),
-    heading([
-      'ranking',
-      'ranking',
-      'Whether the criterion ranks the units better than a random order; sorted by its gap',
-    ]),
+    heading(['ranking', `order by ${ctx.run.criterion}`, `${ABOUT_THE_ORDER} Sorted by its ranking gap.`]),
   ];
   body.replaceChildren(
     h(
@@ -175,7 +174,6 @@ function row(ctx, table, layer, measured, rolesKnown) {
   const open = () => ctx.set({ view: 'units', layer: layer.name, unit: '', filter: '' });
   const present = value('present');
   const left = present < layer.units ? `${present} of ${layer.units} units left` : `${layer.units} units`;
-  const { text: verdict, warn } = table.verdict(t, place);
   return h(
     'tr',
     { 'data-layer': layer.name, class: doubtful ? 'doubtful' : null },
@@ -193,13 +191,17 @@ function row(ctx, table, layer, measured, rolesKnown) {
         format(value(column)),
       ),
     ),
-    h(
-      'td',
-      { class: 'words' },
-      h('span', { class: warn ? 'warn' : null, title: `ranking gap ${signed(value('ranking_gap'))}` }, verdict),
-      doubts(table, place),
-    ),
+    h('td', { class: 'words' }, orderVerdict(table, t, place), doubts(table, place)),
   );
+}
+
+// What the order is worth: in red only where roles follow from it, and nothing where there is none.
+function orderVerdict(table, t, place) {
+  if (table.doubt('doubt_order', t, place)) return '';
+  const { word, text: sentence, warn } = table.verdict(t, place);
+  const gap = table.at(t, place, 'ranking_gap');
+  const title = Number.isFinite(gap) ? `${sentence} Ranking gap ${signed(gap)}.` : sentence;
+  return h('span', { class: warn ? 'warn' : null, title }, word);
 }
 
 // The measured accuracies behind the removable units.

@@ -63,7 +63,7 @@ export function describeUnit(ctx, data, time, unit, at, past) {
         `useful (both) for ${percent(data.useful[place])} of the classes`,
         `entropy ${decimal(data.entropy_val[place])} nats val, ${decimal(data.entropy_train[place])} train`,
         `selective rate ${percent(data.selective_val[place])} val, ${percent(data.selective_train[place])} train`,
-        ordered(ctx) && `rank ${data.rank[place] + 1}, 1 is the most effective`,
+        ordered(ctx) && `rank ${data.rank[place] + 1} by ${ctx.run.criterion}`,
       ]
     : ['reading more …'];
   return [

@@ -165,7 +165,8 @@ function draw(ctx, body, { data, classes, byClass, examples, chosen }) {
         h(
           'p',
           { class: 'key' },
-          'rank 1 is the most effective unit of the layer; useful for: share of the classes with role Both',
+          ordered(ctx) && `rank by ${ctx.run.criterion}, 1 at its head; `,
+          'useful for: share of the classes with role Both',
         ),
       ),
     ),
@@ -217,7 +218,7 @@ function header(ctx, data, time, chosen) {
         `${contribution(data, 'val', at)} nats`,
         'Mean over all classes on validation images, and its standard error',
       ],
-    !gone && ['rank', ordered(ctx) ? `${data.rank[at] + 1} of ${units}` : 'none'],
+    !gone && [`rank by ${ctx.run.criterion}`, ordered(ctx) ? `${data.rank[at] + 1} of ${units}` : 'none'],
     !gone && ['entropy', `${decimal(data.entropy_val[at])} nats`],
     !gone && ['selective rate', percent(data.selective_val[at])],
     code !== ROLE.NO_ROLE && ['changes of role', plural(changes[0], 'time').replace(/^1 time$/, 'once')],

@@ -17,7 +17,7 @@ const SORTS = [
 ];
 const COLOURS = [
   ['role', 'role'],
-  ['entropy', 'entropy', 'Feature entropy on validation images; low is effective'],
+  ['entropy', 'entropy', 'Feature entropy on validation images; low is regular'],
   ['selective', 'selective rate', 'Share of images without a birth point'],
   ['contribution', 'contribution', 'Mean contribution to the margin on validation images, over all classes'],
   ['useful', 'useful for', 'Share of the classes for which the unit has the role for both sides'],
@@ -30,7 +30,7 @@ const FIELD = {
 };
 const RAMP = {
   contribution: ['contribution (nats)', 'below 0 hurts'],
-  entropy: ['entropy (nats)', 'low is effective'],
+  entropy: ['entropy (nats)', 'low is regular'],
   selective: ['selective rate', ''],
   useful: ['useful for (share of classes)', ''],
 };
@@ -119,7 +119,7 @@ export function rasterPanel(ctx, { from } = {}) {
   const raster = new Raster({
     onpick: (unit, at) => ctx.set({ unit, step: at >= shown.time.steps.length - 1 ? '' : shown.time.steps[at] }),
     onopen: (unit) => ctx.set({ unit, view: 'unit' }),
-    describe: (unit, at) => describeUnit(ctx, shown.data, shown.time, unit, at, shown.past),
+    describe: (unit, at) => describeUnit(ctx, shown.data, shown.time, unit, at, shown.past()),
   });
   const caption = h('div', { class: 'caption' });
   const empty = h('div', {});
@@ -142,11 +142,16 @@ export function rasterPanel(ctx, { from } = {}) {
       rows = rows.filter(
         (u) => `${data.roles[start * data.units + u]}-${data.roles[time.at * data.units + u]}` === filter,
       );
-    shown = { data, time, past: history(data, time.at) };
+    let known = null; // asked for by tooltips, and not by every frame of a cursor on the move
+    const past = () => {
+      known ??= history(data, time.at);
+      return known;
+    };
+    shown = { data, time, past };
     const colour = colourOf(ctx, data);
     raster.element.hidden = rows.length === 0;
     empty.replaceChildren(...(rows.length ? [] : [nothing('No unit passes the filter.')]));
-    caption.replaceChildren(...captionOf(ctx, data, time, start, rows, raster, shown.past, changes));
+    caption.replaceChildren(...captionOf(ctx, data, time, start, rows, raster, past, changes));
     const unit = ctx.state.get('unit');
     raster.show({
       roles: data.roles,
@@ -217,7 +222,7 @@ function captionOf(ctx, data, time, start, rows, raster, past, changes) {
   }
   if (unit !== '' && Number(unit) < data.units) {
     const code = data.roles[time.at * data.units + Number(unit)];
-    const text = `unit ${unit}: ${ctx.role(code).label}, ${plural(past.changes[Number(unit)], 'change')} so far`;
+    const text = `unit ${unit}: ${ctx.role(code).label}, ${plural(past().changes[Number(unit)], 'change')} so far`;
     parts.push(h('button', { class: 'chip', onclick: () => ctx.set({ view: 'unit' }) }, text, h('b', {}, 'inspect')));
   }
   const grow = (factor) => {
