@@ -172,19 +172,17 @@ def show(driver: Any, name: str, log: Log, repeats: int, arguments: Sequence[str
     print(f"\n{name}: {len(log.layers)} layers of {units:,} units at most, {log.classes:,} classes, ", end="")
     print(f"{log.analyses} analyses; {size / 1e6:.1f} MB, {1e3 * wrote:.0f} ms of processor time to log a report")
     print(f"{before}; {after}")
-    print(f"{'milliseconds':<14}{'first':>10}{'drawing':>10}{'again':>10}{'drawing':>10}{'opened':>10}{'opened again':>14}")
+    heads = ("first", "drawing", "again", "drawing", "opened", "opened again")
+    print(f"{'milliseconds':<14}" + "".join(f"{head:>14}" for head in heads))
     for view in VIEWS:
         median = {
             (when, part): statistics.median(getattr(each, part) for each in looks[view])
             for when, looks in (("first", first), ("again", again))
             for part in ("opened", "data", "drawing")
         }
-        print(
-            f"{view:<14}{median['first', 'data']:>10.0f}{median['first', 'drawing']:>10.0f}"
-            f"{median['again', 'data']:>10.0f}{median['again', 'drawing']:>10.0f}"
-            f"{median['first', 'opened']:>10.0f}{median['again', 'opened']:>14.0f}",
-            flush=True,
-        )
+        shown = [median[when, part] for when in ("first", "again") for part in ("data", "drawing")]
+        shown += [median[when, "opened"] for when in ("first", "again")]
+        print(f"{view:<14}" + "".join(f"{value:>14.0f}" for value in shown), flush=True)
 
 
 def main() -> None:

@@ -161,4 +161,5 @@ def misleading_ranking(report: UnitReport, layers: Sequence[str], comparison: Cr
     else:
         advice = "No other criterion does better there; do not rely on its order in these layers."
     apart = f" {ROLES_APART}" if report.role_definition == "contribution" else ""
-    return f"The order by {spoken(report.criterion)} is no better than a random one in {', '.join(gaps)}.{apart} {advice}"
+    order = f"The order by {spoken(report.criterion)} is no better than a random one"
+    return f"{order} in {', '.join(gaps)}.{apart} {advice}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,17 @@ class Part:
     Attributes:
         limit: number of bytes that its largest container can have.
         max_header: number of bytes that its header can have.
+        names: the arrays that are wanted, where that is not all of them: a container is then inflated so far only.
+        weight: bytes that an analysis counts for where it is not what was read of it, so that all cuts of a log leave
+            out the same analyses where there are too many.
         read: from the header and the arrays of a container to what a view asked for; ValueError where it does not fit.
     """
 
     limit: int
     max_header: int
     read: Callable[[Mapping[str, Any], Mapping[str, Array]], Content]
+    names: tuple[str, ...] = ()
+    weight: int = 0
 
 
 def overview_part(index: RunIndex) -> Part:
@@ -112,7 +117,16 @@ def state_part(layer: LayerIndex, fields: Sequence[str]) -> Part:
         found = {name: _field(arrays, name, (layer.units,), (layer.units,)).copy() for name in fields}
         return _with_known_roles(found)
 
-    return _part(layer.units * sum(int(kind[1]) for kind in STATE_FIELDS.values()), 0, read)
+    whole = layer.units * sum(int(kind[1]) for kind in STATE_FIELDS.values())
+    part = _part(whole, 0, read)
+    return replace(part, names=() if set(fields) == set(STATE_FIELDS) else tuple(fields), weight=whole)
+
+
+def far_behind(fields: Sequence[str]) -> bool:
+    """Whether reading these fields is most of the work of reading all: they lie where the state was logged."""
+    order = list(STATE_FIELDS)
+    sizes = [int(kind[1]) for kind in STATE_FIELDS.values()]
+    return 2 * sum(sizes[: 1 + max(map(order.index, fields))]) > sum(sizes)
 
 
 def classes_part(index: RunIndex, layer: LayerIndex, *, klass: int | None = None, unit: int | None = None) -> Part:

@@ -13,7 +13,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,65 @@ def unpack(data: bytes, max_header: int = MAX_HEADER_BYTES) -> tuple[dict[str, A
     Raises:
         ValueError: if ``data`` is not such a container, or one whose arrays are not there in full.
     """
+    info, described, start = _header(data, max_header)
+    return info, dict(_view(data, start, entry) for entry in described)
+
+
+def unpack_some(
+    deflated: bytes, names: Collection[str], limit: int = MAX_BYTES, max_header: int = MAX_HEADER_BYTES
+) -> tuple[dict[str, Any], dict[str, Array], int, int]:
+    """Some arrays of a deflated container, which is inflated only as far as they reach.
+
+    Inflating is most of the work of reading a long log, and views of all analyses mostly want what comes first.
+
+    Args:
+        deflated: a deflated container. What lies behind the arrays may be damaged, and nobody notices.
+        names: names of the arrays.
+        limit: size beyond which nothing is inflated.
+        max_header: number of bytes beyond which no header is read.
+
+    Returns:
+        The header's info, the arrays that are there, and the sizes of the header and, as that has it, of the whole.
+
+    Raises:
+        ValueError: as :func:`inflate` and :func:`unpack` do, of what was looked at.
+
+    Example:
+        >>> whole = deflate(pack({}, {"roles": np.zeros(3, np.uint8), "rank": np.zeros(3, np.uint16)}))
+        >>> list(unpack_some(whole, ["roles"])[1])
+        ['roles']
+    """
+    machine = zlib.decompressobj()
+    container = _inflated(machine, b"", deflated, min(limit, _BEGINNING))
+    start = 8 + header_bytes(container)
+    if start <= min(limit, 8 + max_header):
+        container = _inflated(machine, container, machine.unconsumed_tail, start)
+    info, described, start = _header(container, max_header)
+    found = [_described(entry) for entry in described]
+    ends = {name: start + offset + count * int(kind[1]) for name, kind, _, offset, count in found}
+    end = max((ends[name] for name in names if name in ends), default=start)
+    if end > limit:
+        raise ValueError(f"the bytes stand for more than {limit} bytes")
+    container = _inflated(machine, container, machine.unconsumed_tail, end)
+    arrays = dict(_view(container, start, entry) for entry in described if entry[0] in names)
+    return info, arrays, start - 8, max(ends.values(), default=start)
+
+
+_BEGINNING = 1 << 13  # holds the header, and often the first array with it
+
+
+def _inflated(machine: Any, container: bytes, more: bytes, size: int) -> bytes:
+    """The container up to so many bytes, as far as there are any."""
+    if len(container) >= size:
+        return container
+    try:
+        return container + bytes(machine.decompress(more, size - len(container)))
+    except zlib.error:
+        raise ValueError("the bytes are damaged") from None
+
+
+def _header(data: bytes, max_header: int) -> tuple[dict[str, Any], list[Any], int]:
+    """Info and descriptions of the arrays, and where the arrays begin."""
     if data[:4] != MAGIC or len(data) < 8:
         raise ValueError("the bytes are not a container of the unit roles tab")
     length = header_bytes(data)
@@ -131,11 +190,11 @@ def unpack(data: bytes, max_header: int = MAX_HEADER_BYTES) -> tuple[dict[str, A
     info, described = (header.get("info"), header.get("arrays")) if isinstance(header, dict) else (None, None)
     if not isinstance(info, dict) or not isinstance(described, list) or len(described) > MAX_ARRAYS:
         raise ValueError("the header is damaged")
-    return info, dict(_view(data, start, entry) for entry in described)
+    return info, described, start
 
 
-def _view(data: bytes, start: int, described: Any) -> tuple[str, Array]:
-    """One array of a container, looked at where it lies; no number is believed before it is compared with the bytes."""
+def _described(described: Any) -> tuple[str, str, list[int], int, int]:
+    """Name, type, shape, offset and number of entries of an array, as far as they are possible."""
     if not (isinstance(described, list) and len(described) == 4):
         raise ValueError("the header is damaged")
     name, kind, shape, offset = described
@@ -144,7 +203,12 @@ def _view(data: bytes, start: int, described: Any) -> tuple[str, Array]:
     sizes = [*shape, offset] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [None]
     if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in sizes):
         raise ValueError("there is an array of an impossible size")
-    count = math.prod(shape)
+    return name, kind, shape, offset, math.prod(shape)
+
+
+def _view(data: bytes, start: int, entry: Any) -> tuple[str, Array]:
+    """One array of a container, looked at where it lies; no number is believed before it is compared with the bytes."""
+    name, kind, shape, offset, count = _described(entry)
     if offset + count * int(kind[1]) > len(data) - start:
         raise ValueError("there are fewer bytes than the header says")
     return name, np.frombuffer(data, f"<{kind}", count, start + offset).reshape(shape)

@@ -6,7 +6,7 @@ Nothing here imports torch: TensorBoard runs where no training does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_unitrole.reports.vocabulary import spoken, vocabulary
+from lightning_unitrole.reports.vocabulary import NO_ROLE, spoken, vocabulary
 from lightning_unitrole.tensorboard_plugin.contents import (
     CURVE_FIELDS,
     EXAMPLE_KINDS,
+    OPTIONAL,
     SPLITS,
     STATE_FIELDS,
     classes_part,
     contributions_part,
     curves_part,
     examples_part,
+    far_behind,
     overview_part,
     pruning_part,
     state_part,
@@ -37,7 +39,7 @@ from lightning_unitrole.tensorboard_plugin.index import (
     printable,
 )
 from lightning_unitrole.tensorboard_plugin.packing import Array, pack
-from lightning_unitrole.tensorboard_plugin.query import Query, RequestError, index_of
+from lightning_unitrole.tensorboard_plugin.query import Listing, Query, RequestError, index_of
 from lightning_unitrole.tensorboard_plugin.reading import Series, Shelf, Table, answer_time
 from lightning_unitrole.tensorboard_plugin.schema import (
     CONTRIBUTIONS,
@@ -117,6 +119,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def __init__(self, context: base_plugin.TBContext) -> None:
         self._provider = context.data_provider
         self._shelf = Shelf()
+        self._listing = Listing()
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Routes of the tab, below ``data/plugin/unit_roles``."""
@@ -148,7 +151,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
             try:
                 if request.method not in ("GET", "HEAD"):
                     raise RequestError(405, "Only GET is answered.")
-                content = answer(Query(self._provider, request))
+                content = answer(Query(self._provider, request, self._listing))
             except RequestError as error:
                 content, status = {"error": str(error)}, error.status
             kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
@@ -163,6 +166,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
 
     def _runs(self, query: Query) -> dict[str, Any]:
         """Every run with data: what was frozen by its first report, how far it has come, and what cannot be shown."""
+        query.look_again()
         runs, skipped = [], []
         for run, tags in sorted(query.runs.items()):
             name, pruned = printable(run), PRUNING_TAG in tags
@@ -207,23 +211,57 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
         return _answer(series, info, {"table": table, "verdict": verdict, "doubt_roles": roles, "doubt_order": order})
 
     def _layer(self, query: Query) -> bytes:
-        """Chosen fields of a layer's units, each ``[steps, units]``; of one ``unit`` or ``until`` one step alone."""
+        """Chosen fields of a layer's units, each ``[steps, units]``; of one ``unit`` or ``until`` one step alone.
+
+        Those ``beside`` are given for a few analyses only, as ``beside_<field> [n, units]``: for the last that is not
+        after each of the steps ``at``, and for the one before that; ``beside`` holds their places among all.
+        """
         layer = query.layer
-        fields = list(dict.fromkeys(query.text("fields", "roles").split(",")))
-        unknown = [name for name in fields if name not in STATE_FIELDS]
-        if unknown:
-            raise RequestError(400, f"Unknown fields {unknown}; there are {list(STATE_FIELDS)}.")
+        fields, beside = _fields(query, "fields", "roles"), _fields(query, "beside", "")
         unit, until = query.optional("unit", layer.units), query.optional("until", 1 << 53)
-        tag = layer_tag(layer.name, "state")
+        whole = unit is not None or until is not None
+        found = self._state(query, list(STATE_FIELDS) if whole else fields).only(fields, unit=unit, until=until)
+        more = self._beside(query, beside, found) if beside else {}
+        info = {"layer": layer.name, "units": layer.units, "skipped": found.skipped}
+        return pack(info, {**found.times, **found.arrays, **more})
+
+    def _state(self, query: Query, fields: Sequence[str]) -> Table:
+        """Some fields of the layer at all steps; all of them where that is hardly more work."""
+        layer, tag = query.layer, layer_tag(query.layer.name, "state")
+        key = (query.version(tag), layer)
+        read_now = list(STATE_FIELDS) if not fields or far_behind(fields) else list(fields)
 
         def read() -> Table:
-            series = query.read(tag, state_part(layer, list(STATE_FIELDS)))
-            arrays = {name: series.stack(name, np.empty((0, layer.units), kind)) for name, kind in STATE_FIELDS.items()}
+            series = query.read(tag, state_part(layer, read_now))
+            arrays = {name: series.stack(name, np.empty((0, layer.units), STATE_FIELDS[name])) for name in read_now}
             return Table(answer_time(series), arrays, series.skipped)
 
-        found = self._shelf.table((query.version(tag), layer), read).only(fields, unit=unit, until=until)
-        info = {"layer": layer.name, "units": layer.units, "skipped": found.skipped}
-        return pack(info, {**found.times, **found.arrays})
+        return self._shelf.find((*key, None)) or self._shelf.table(
+            (*key, None if len(read_now) == len(STATE_FIELDS) else tuple(sorted(read_now))), read
+        )
+
+    def _beside(self, query: Query, fields: Sequence[str], table: Table) -> dict[str, Array]:
+        """Some more fields at a few of the steps of a table."""
+        layer, tag = query.layer, layer_tag(query.layer.name, "state")
+        every = table.times["steps"]
+        wanted = [max(int(np.searchsorted(every, step, side="right")) - 1, 0) for step in query.numbers("at", 1 << 53)]
+        places = sorted({place for at in wanted for place in (at - 1, at) if 0 <= place < len(every)})
+        steps = [int(every[place]) for place in places]
+        whole = self._shelf.find((query.version(tag), layer, None))
+        if whole is not None:
+            rows = {int(step): at for at, step in enumerate(whole.times["steps"])}
+            values = {name: {step: whole.arrays[name][rows[step]] for step in steps if step in rows} for name in fields}
+        else:
+            series = query.read(tag, state_part(layer, list(STATE_FIELDS)), steps)
+            values = {name: {row.step: row.content.arrays[name] for row in series.rows} for name in fields}
+        fill = {"roles": NO_ROLE, "rank": np.iinfo(np.uint16).max, **OPTIONAL}
+        unknown = {name: np.full(layer.units, fill.get(name, np.nan), STATE_FIELDS[name]) for name in fields}
+        stacked = {
+            f"beside_{name}": np.stack([values[name].get(step, unknown[name]) for step in steps])
+            for name in fields
+            if steps
+        }
+        return {"beside": np.array(places, np.float64), **stacked}
 
     def _classes(self, query: Query) -> bytes:
         """``roles [steps, units]`` of one class."""
@@ -240,7 +278,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def _contributions(self, query: Query) -> bytes:
         """Contribution and standard error ``[1, M]`` of one unit for some classes at one step, if there are any."""
         part = contributions_part(query.index, query.layer, query.number("unit", query.layer.units))
-        series = query.read(layer_tag(query.layer.name, "contributions"), part, query.number("step", 1 << 53))
+        series = query.read(layer_tag(query.layer.name, "contributions"), part, [query.number("step", 1 << 53)])
         empty = np.empty((0, 0), np.float16)
         classes = series.stack("classes", np.empty((0, 0), np.uint16))
         return _answer(series, {}, {"classes": classes, **{name: series.stack(name, empty) for name in CONTRIBUTIONS}})
@@ -248,7 +286,7 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
     def _examples(self, query: Query) -> bytes:
         """The images that one unit responds to at one step, ``[1, splits, kinds, images]``, with their pixels."""
         part = examples_part(query.index, query.layer, query.number("unit", query.layer.units))
-        series = query.read(layer_tag(query.layer.name, "examples"), part, query.number("step", 1 << 53))
+        series = query.read(layer_tag(query.layer.name, "examples"), part, [query.number("step", 1 << 53)])
         if not series.rows:
             return _answer(series, {}, {})
         content = series.rows[0].content
@@ -288,6 +326,15 @@ class UnitRolesPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoar
             described, arrays["ablated"], arrays["accuracy"], query.index.criterion, by_order=by_class
         )
         return _answer(series, {"curves": described, "rankings": rankings, "by_class": by_class}, arrays)
+
+
+def _fields(query: Query, parameter: str, default: str) -> list[str]:
+    """Names of fields that a request lists, each once."""
+    fields = list(dict.fromkeys(name for name in query.text(parameter, default).split(",") if name))
+    unknown = [name for name in fields if name not in STATE_FIELDS]
+    if unknown:
+        raise RequestError(400, f"Unknown fields {unknown}; there are {list(STATE_FIELDS)}.")
+    return fields
 
 
 def _parts(layer: str, tags: Mapping[str, Any]) -> list[str]:

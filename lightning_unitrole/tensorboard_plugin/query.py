@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from threading import Lock
+from typing import Any, TypeAlias
 
 from tensorboard import plugin_util
 from tensorboard.data import provider
@@ -19,6 +22,11 @@ from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_TAG, PLUGIN_NA
 logger = logging.getLogger(__name__)
 
 ALL_STEPS = 1_000_000
+LISTED_FOR = 5.0
+"""Seconds for which nobody asks TensorBoard again what runs there are."""
+
+Runs: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""For each run, its time series by tag."""
 
 
 class RequestError(Exception):
@@ -29,12 +37,42 @@ class RequestError(Exception):
         self.status = status
 
 
+class Listing:
+    """What runs there are, asked once for all the requests of a page: TensorBoard's data server takes 40 ms to answer.
+
+    Args:
+        seconds: for how long an answer holds. A page that is loaded or reloaded asks anew in any case.
+    """
+
+    def __init__(self, seconds: float = LISTED_FOR) -> None:
+        self._seconds = seconds
+        self._known: dict[str, tuple[float, Runs]] = {}
+        self._lock = Lock()
+
+    def runs(self, experiment: str, ask: Callable[[], Runs]) -> Runs:
+        """The runs of an experiment. Whoever asks meanwhile waits for the same answer."""
+        with self._lock:
+            now = time.monotonic()
+            asked, found = self._known.get(experiment, (-math.inf, {}))
+            if now - asked > self._seconds:
+                found = ask()
+                self._known = {experiment: (now, found)}
+            return found
+
+    def forget(self, experiment: str) -> None:
+        """Ask anew next time."""
+        with self._lock:
+            self._known.pop(experiment, None)
+
+
 class Query:
     """One request: its parameters, checked, and the data that they name."""
 
-    def __init__(self, data_provider: Any, request: wrappers.Request) -> None:
+    def __init__(self, data_provider: Any, request: wrappers.Request, listing: Listing | None = None) -> None:
         self._provider = data_provider
         self._request = request
+        self._listing = listing or Listing()
+        self._every: tuple[str, Sequence[Any]] | None = None
         self._context = plugin_util.context(request.environ)
         self._experiment = plugin_util.experiment_id(request.environ)
 
@@ -51,23 +89,37 @@ class Query:
     def number(self, name: str, limit: int) -> int:
         """A parameter that is an index below ``limit``."""
         text = self.text(name)
-        if not (text.isascii() and text.isdigit() and len(text) < 17 and int(text) < limit):
+        if not _is_number(text, limit):
             raise RequestError(400, f"The parameter {name!r} has to be a whole number from 0 to {limit - 1}.")
         return int(text)
+
+    def numbers(self, name: str, limit: int, most: int = 8) -> list[int]:
+        """A parameter that lists a few of them."""
+        texts = self.text(name).split(",")
+        if len(texts) > most or not all(_is_number(text, limit) for text in texts):
+            raise RequestError(400, f"The parameter {name!r} has to list {most} whole numbers below {limit} at most.")
+        return [int(text) for text in texts]
 
     def optional(self, name: str, limit: int) -> int | None:
         """The same, or None where the parameter is left out."""
         return self.number(name, limit) if name in self._request.args else None
 
     @cached_property
-    def runs(self) -> Mapping[str, Mapping[str, Any]]:
+    def runs(self) -> Runs:
         """For each run, its time series by tag."""
         if self._provider is None:
             return {}
-        found: Mapping[str, Mapping[str, Any]] = self._provider.list_tensors(
+        return self._listing.runs(self._experiment, self._list)
+
+    def _list(self) -> Runs:
+        found: Runs = self._provider.list_tensors(
             self._context, experiment_id=self._experiment, plugin_name=PLUGIN_NAME
         )
         return found
+
+    def look_again(self) -> None:
+        """Ask TensorBoard what runs there are, whenever it was asked last."""
+        self._listing.forget(self._experiment)
 
     @cached_property
     def run(self) -> str:
@@ -101,18 +153,24 @@ class Query:
         series = self.runs[self.run].get(tag)
         return (self._experiment, self.run, tag, *(() if series is None else (series.max_step, series.max_wall_time)))
 
-    def read(self, tag: str, part: Part, step: int | None = None) -> Series:
-        """All steps of one tag, or one, in order, the last word on each, without what cannot be read."""
+    def read(self, tag: str, part: Part, steps: Collection[int] | None = None) -> Series:
+        """All steps of one tag, or some, in order, the last word on each, without what cannot be read."""
         try:
             # Mostly it is the latest that is wanted, and reading one costs less than finding it among all.
-            events = [] if step is None else self._events(tag, 1)
-            if step is None or not any(event.step == step for event in events):
-                events = self._events(tag, ALL_STEPS)
+            few = steps is not None and len(steps) == 1 and not self._held(tag)
+            events = self._events(tag, 1) if few else []
+            if steps is None or not all(any(event.step == step for event in events) for step in steps):
+                events = self._held(tag) or self._events(tag, ALL_STEPS)
+                self._every = (tag, events)
         except Exception as error:
             # TensorBoard decodes the tensors itself, and fails at one that does not hold what its shape says.
             logger.warning("The tag %r of the run %r cannot be read: %r", tag, self.run, error)
             return Series([], ["TensorBoard could not read what the log holds here."])
-        return read_series([event for event in events if step is None or event.step == step], part)
+        return read_series([event for event in events if steps is None or event.step in steps], part)
+
+    def _held(self, tag: str) -> Sequence[Any]:
+        """All events of the tag, where this request has read them before."""
+        return self._every[1] if self._every is not None and self._every[0] == tag else ()
 
     def _events(self, tag: str, limit: int) -> Sequence[Any]:
         """At most so many events of a tag, the latest among them."""
@@ -124,6 +182,10 @@ class Query:
             run_tag_filter=provider.RunTagFilter(runs=[self.run], tags=[tag]),
         )
         return found.get(self.run, {}).get(tag, ())
+
+
+def _is_number(text: str, limit: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 17 and int(text) < limit
 
 
 def index_of(tags: Mapping[str, Any]) -> RunIndex:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_unitrole.tensorboard_plugin.contents import Content, Part
 from lightning_unitrole.tensorboard_plugin.index import UnreadableError, check_format, counted
-from lightning_unitrole.tensorboard_plugin.packing import Array, header_bytes, inflate, unpack
+from lightning_unitrole.tensorboard_plugin.packing import Array, header_bytes, inflate, unpack, unpack_some
 
 MAX_ANSWER_BYTES = 1 << 25
 """What one answer may hold. A layer of 4,096 units has room for 600 analyses of all its measures."""
@@ -71,9 +71,15 @@ def read_series(data: Iterable[Any], part: Part) -> Series:
         try:
             deflated = _bytes(latest[step])
             cost = min(part.limit, _MOST_DEFLATED * len(deflated))  # the worst, as long as nobody knows better
-            container = inflate(deflated, part.limit)
-            cost = len(container) + _JSON * min(part.max_header, header_bytes(container))
-            row = _row(step, container, part)
+            if part.names:
+                info, arrays, header, size = unpack_some(deflated, part.names, part.limit, part.max_header)
+            else:
+                container = inflate(deflated, part.limit)
+                header, size = header_bytes(container), len(container)
+                cost = size + _JSON * min(part.max_header, header)
+                info, arrays = unpack(container, part.max_header)
+            cost = min(part.limit, size) + _JSON * min(part.max_header, header)
+            row = _row(step, info, arrays, part)
         except (ValueError, UnreadableError) as error:
             reasons[str(error)] += 1
             continue
@@ -81,11 +87,11 @@ def read_series(data: Iterable[Any], part: Part) -> Series:
             budget -= max(_LEAST, cost)
         remarks.update(row.content.remarks)
         rows.append(row)
-        held += _size(row)
+        held += part.weight or _size(row)
         while held > MAX_ANSWER_BYTES and len(rows) > 1:
             every *= 2
             rows = [kept for at, kept in enumerate(rows) if at % 2 == 0]
-            held = sum(map(_size, rows))
+            held = sum(part.weight or _size(kept) for kept in rows)
     skipped = [f"{_analyses(count, len(steps))} cannot be shown: {why}." for why, count in reasons.most_common()]
     skipped += [f"{_analyses(count, len(steps))} came {what}." for what, count in remarks.most_common()]
     if every > 1:
@@ -93,8 +99,7 @@ def read_series(data: Iterable[Any], part: Part) -> Series:
     return Series(rows[::-1], counted(skipped))
 
 
-def _row(step: int, container: bytes, part: Part) -> Row:
-    info, arrays = unpack(container, part.max_header)
+def _row(step: int, info: Mapping[str, Any], arrays: Mapping[str, Array], part: Part) -> Row:
     check_format(info)
     content = part.read(info, arrays)
     return Row(step, _epoch(info), content)
@@ -165,6 +170,14 @@ class Shelf:
         self._room = num_bytes
         self._tables: dict[Hashable, Table] = {}
         self._lock = Lock()
+
+    def find(self, key: Hashable) -> Table | None:
+        """The table of a key, if it is here."""
+        with self._lock:
+            found = self._tables.pop(key, None)
+            if found is not None:
+                self._tables[key] = found
+            return found
 
     def table(self, key: Hashable, read: Callable[[], Table]) -> Table:
         """The table of a key, read if it is not here. Whoever asks meanwhile waits, and does not read it again."""

@@ -3,11 +3,11 @@ import { unpack } from './unpack.js';
 
 export const MEASURES = ['entropy_val', 'entropy_train', 'selective_val', 'selective_train', 'useful'];
 export const CONTRIBUTIONS = ['contribution_train', 'contribution_val', 'error_train', 'error_val'];
-const FIELDS = ['roles', 'rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 'effect_val'];
-export const missingFrom = (data) => FIELDS.filter((name) => !(name in data));
+const REST = ['rank', ...MEASURES, ...CONTRIBUTIONS, 'effect_train', 'effect_val'];
+const FIELDS = ['roles', ...REST];
 
 // A large layer takes tens of megabytes, so few are kept.
-const KEEP = { layer: 6, classes: 6 };
+const KEEP = { layer: 6, beside: 3, classes: 6 };
 
 async function request(path, parameters) {
   let response;
@@ -23,6 +23,15 @@ async function request(path, parameters) {
 
 // What roles are called and how they look; asked for once.
 export const vocabulary = async () => (await request('vocabulary')).json();
+
+const keyOf = (kind, parameters) => JSON.stringify([kind, parameters]);
+
+// A step as the server takes it; '' is the latest.
+function until(step) {
+  const latest = Number.MAX_SAFE_INTEGER;
+  const wanted = Math.floor(Number(step));
+  return step !== '' && Number.isFinite(wanted) ? Math.min(latest, Math.max(0, wanted)) : latest;
+}
 
 export class Api {
   constructor() {
@@ -57,17 +66,31 @@ export class Api {
     return this.get('layer', { run, layer, fields: [...new Set(fields)].sort().join() });
   }
 
+  // the same with contributions of a few steps, and of the ones before them, as beside_<field> [n, units]
+  layerBeside(run, layer, fields, steps) {
+    const at = [...new Set(steps.map(until))].join();
+    const wanted = { run, layer, fields: [...new Set(fields)].sort().join(), beside: CONTRIBUTIONS.join(), at };
+    return this.get('layer', wanted, 'beside');
+  }
+
+  // all that belongs to the roles of a layer
+  rest(run, layer) {
+    return this.layer(run, layer, REST);
+  }
+
+  // the same if it is here by now
+  restNow(run, layer) {
+    return this.cache.get(keyOf('layer', { run, layer, fields: [...REST].sort().join() }))?.value;
+  }
+
   // the same of all units at the last step that is not after this one, each [1, units]; the latest for ''
   layerAt(run, layer, fields, step) {
-    const latest = Number.MAX_SAFE_INTEGER;
-    const wanted = Math.floor(Number(step));
-    const until = step !== '' && Number.isFinite(wanted) ? Math.min(latest, Math.max(0, wanted)) : latest;
-    return this.get('layer', { run, layer, fields: fields.join(), until });
+    return this.get('layer', { run, layer, fields: fields.join(), until: until(step) }, 'row');
   }
 
   // all fields of one unit, each [steps, 1]
   unitFields(run, layer, unit) {
-    return this.get('layer', { run, layer, fields: FIELDS.join(), unit });
+    return this.get('layer', { run, layer, fields: FIELDS.join(), unit }, 'row');
   }
 
   classRoles(run, layer, klass) {
@@ -97,16 +120,18 @@ export class Api {
     return this.get('curves', { run, layer, class: klass });
   }
 
-  get(path, parameters) {
-    const key = JSON.stringify([path, parameters]);
+  // Answers of one kind make room for others of that kind alone.
+  get(path, parameters, kind = path) {
+    const key = keyOf(kind, parameters);
     if (!this.cache.has(key)) {
-      const alike = [...this.cache.keys()].filter((other) => JSON.parse(other)[0] === path);
-      if (alike.length >= (KEEP[path] || 40)) this.cache.delete(alike[0]);
+      const alike = [...this.cache.keys()].filter((other) => JSON.parse(other)[0] === kind);
+      if (alike.length >= (KEEP[kind] || 40)) this.cache.delete(alike[0]);
       const promise = request(path, parameters).then(async (response) => unpack(await response.arrayBuffer()));
       const entry = { run: parameters.run, layer: parameters.layer, skipped: [], promise };
       promise.then(
-        ({ info }) => {
-          entry.skipped = info.skipped;
+        (value) => {
+          entry.value = value;
+          entry.skipped = value.info.skipped;
         },
         () => this.cache.delete(key),
       );

@@ -1,5 +1,5 @@
 // The frame around the views: what is chosen, the cursor, the keyboard, reloading, and which view is in sight.
-import { Api, missingFrom } from './api.js';
+import { Api } from './api.js';
 import { indexOf } from './derive.js';
 import { choice, h, keepFocus, plural, search, select, whole } from './dom.js';
 import { buildFrame, emptyState, notice } from './frame.js';
@@ -127,10 +127,13 @@ export class App {
     this.set({ step: at >= time.steps.length - 1 ? '' : time.steps[at] });
   }
 
-  // Some fields of the layer in sight; roles are those of the chosen class, or over all classes.
-  async unitData(fields) {
+  // Some fields of the layer in sight; roles are those of the chosen class, or over all classes. Contributions may be
+  // those of a few steps alone.
+  async unitData(fields, steps = null) {
     const { run, layer, klass } = this;
-    const data = await this.api.layer(run.name, layer.index, fields);
+    const data = await (steps
+      ? this.api.layerBeside(run.name, layer.index, fields, steps)
+      : this.api.layer(run.name, layer.index, fields));
     if (klass === 'all' || !layer.parts.includes('classes')) return { ...data, units: layer.units };
     const byClass = await this.api.classRoles(run.name, layer.index, klass);
     if (byClass.steps.length === data.steps.length) return { ...data, roles: byClass.roles, units: layer.units };
@@ -145,13 +148,16 @@ export class App {
   }
 
   // What a view can be drawn without is read when it stands: all other fields of its data, for those who ask for more.
-  async complete(data) {
-    const { run, layer } = this;
+  async complete(data, done) {
+    if ('rank' in data) return;
+    const { run, layer, token } = this;
     this.completing = (this.completing || 0) + 1;
     try {
       await new Promise((resolve) => setTimeout(resolve));
-      const more = await this.api.layer(run.name, layer.index, missingFrom(data));
-      if (more.steps.length === data.steps.length) for (const name in more) data[name] ??= more[name];
+      const more = await this.api.rest(run.name, layer.index);
+      if (more.steps.length !== data.steps.length) return;
+      for (const name in more) data[name] ??= more[name];
+      if (token === this.token) done();
     } catch {
       // It stays as it is; whoever asks for what is missing is told nothing of it.
     } finally {

@@ -26,37 +26,59 @@ export function indexOf(steps, step) {
 // differs by more than so many standard errors of the difference. Both analyses look at the same images, so that
 // their errors go together and the test is a careful one.
 export const CHANGE_ERRORS = 2;
-export function changed(data, unit, from, to) {
-  const [a, b] = [from * data.units + unit, to * data.units + unit];
-  if (data.roles[a] === data.roles[b] || !isRole(data.roles[a]) || !isRole(data.roles[b])) return false;
-  const beyond = (side) => {
-    const [mean, error] = [data[`contribution_${side}`], data[`error_${side}`]];
-    return Math.abs(mean[b] - mean[a]) > CHANGE_ERRORS * Math.hypot(error[a], error[b]);
+const SIDES = ['val', 'train'];
+
+function changes(data, from, to) {
+  const [before, after] = [rowOf(data, 'roles', from), rowOf(data, 'roles', to)];
+  const [means, errors] = ['contribution', 'error'].map((what) =>
+    SIDES.map((side) => [from, to].map((at) => rowOf(data, `${what}_${side}`, at))),
+  );
+  const known = [...means, ...errors].every(([a, b]) => a && b);
+  const tested = (u) => known && errors[0].every((row) => Number.isFinite(row[u]));
+  const beyond = (u, side) => {
+    const [[a, b], [c, d]] = [means[side], errors[side]];
+    return Math.abs(b[u] - a[u]) > CHANGE_ERRORS * Math.hypot(c[u], d[u]);
   };
-  return !tested(data, a, b) || beyond('val') || beyond('train');
+  return (u) =>
+    before[u] !== after[u] && isRole(before[u]) && isRole(after[u]) && (!tested(u) || beyond(u, 0) || beyond(u, 1));
 }
 
-const tested = (data, ...places) => places.every((place) => Number.isFinite(data.error_val?.[place]));
-
-// Which units changed since the analysis before, at one analysis.
-export function changedAt(data, at) {
-  return Uint8Array.from({ length: data.units }, (_, unit) => at > 0 && changed(data, unit, at - 1, at));
+// A field of all units at one analysis; null where it has not been read.
+export function rowOf(data, name, at) {
+  const { units } = data;
+  if (data[name]) return data[name].subarray(at * units, (at + 1) * units);
+  const place = data.beside ? data.beside.indexOf(at) : -1;
+  return place < 0 ? null : data[`beside_${name}`].subarray(place * units, (place + 1) * units);
 }
 
-// For each unit: how often it changed up to step `until`, and since which step it has had the role it has there.
+// Whether contributions were measured, as far as they have been read.
+export const hasContributions = (data) =>
+  Boolean((data.contribution_val ?? data.beside_contribution_val)?.some(Number.isFinite));
+
+// Which units changed between two analyses, and between one and that before.
+export function changedBetween(data, from, to) {
+  const test = changes(data, from, to);
+  return Uint8Array.from({ length: data.units }, (_, u) => test(u));
+}
+export const changedAt = (data, at) => changedBetween(data, Math.max(0, at - 1), at);
+
+// For each unit: how often it changed up to step `until`, and since which step it has had the role it has there; null
+// as long as not all contributions have been read.
 export function history(data, until) {
+  if (data.beside && !data.contribution_val) return null;
   const { roles, units } = data;
-  const changes = new Uint16Array(units);
+  const counted = new Uint16Array(units);
   const stable = new Uint16Array(units);
   for (let t = 1; t <= until; t++) {
     const row = t * units;
+    const test = changes(data, t - 1, t);
     for (let u = 0; u < units; u++) {
       if (roles[row + u] === roles[row - units + u]) continue;
       stable[u] = t;
-      if (changed(data, u, t - 1, t)) changes[u]++;
+      if (test(u)) counted[u]++;
     }
   }
-  return { changes, stable };
+  return { changes: counted, stable };
 }
 
 // counts['before-after'] of units between two steps
@@ -127,7 +149,8 @@ export function bins(values, low, high, size) {
 
 // Units in the order in which the raster shows them. Ties keep the order of the unit numbers.
 export function order(sort, data, at) {
-  const { roles, units, entropy_val: measure, contribution_val: contribution } = data;
+  const { roles, units, entropy_val: measure } = data;
+  const contribution = rowOf(data, 'contribution_val', at);
   const indices = Array.from({ length: units }, (_, u) => u);
   const last = (value) => (Number.isFinite(value) ? value : Infinity);
   const { changes, stable } = sort === 'stable' || sort === 'changes' ? history(data, at) : {};
@@ -142,7 +165,7 @@ export function order(sort, data, at) {
   const key = Float64Array.from(indices, keys[sort] || keys.unit);
   // Within a role, and by itself, what contributes most comes first.
   const second = sort === 'role' || sort === 'contribution' ? contribution : null;
-  const more = second ? Float64Array.from(indices, (u) => last(-second[at * units + u])) : new Float64Array(units);
+  const more = second ? Float64Array.from(indices, (u) => last(-second[u])) : new Float64Array(units);
   const between = (a, b) => (a === b ? 0 : a - b);
   return indices.sort((a, b) => key[a] - key[b] || between(more[a], more[b]) || a - b);
 }

@@ -41,8 +41,8 @@ const MEASURED = [
   MACS,
 ];
 const ABOUT_THE_ORDER =
-  'Whether switching off units in this order, last rank first, does better than a random order. Roles by contribution ' +
-  'do not depend on it.';
+  'Whether switching off units in this order, last rank first, does better than a random order. Roles by ' +
+  'contribution do not depend on it.';
 const WITHOUT_ROLES =
   'This run was analysed without ablation, so its units have no roles. What was measured of them is in Entropy.';
 const text = (value) => (Number.isFinite(value) ? String(value) : '–');

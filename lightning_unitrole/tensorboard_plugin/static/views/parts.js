@@ -70,7 +70,7 @@ export function describeUnit(ctx, data, time, unit, at, past) {
     head,
     roleLine,
     ...rest,
-    Number.isFinite(data.contribution_val[place]) &&
+    Number.isFinite(data.contribution_val?.[place]) &&
       `contribution ${contribution(data, 'val', place)} nats val, ${contribution(data, 'train', place)} train`,
     past &&
       `at the cursor: ${whole(past.changes[unit])} changes so far, ` +

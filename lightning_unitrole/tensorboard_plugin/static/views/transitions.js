@@ -1,5 +1,5 @@
 // From which role to which: two analyses compared unit by unit.
-import { changed, transitions as countTransitions } from '../derive.js';
+import { changedBetween, transitions as countTransitions, hasContributions } from '../derive.js';
 import { h, percent, plural, select } from '../dom.js';
 import { REAL_ROLES, ROLE, SHARED_ROLES } from '../vocabulary.js';
 import { explain, NO_ROLES, nothing, swatch } from './parts.js';
@@ -22,11 +22,11 @@ export const transitions = {
       h('div', { class: 'split' }, matrix, panel.element),
     );
     return {
-      load: () => rasterData(ctx),
+      load: () => rasterData(ctx, { compared: true }),
       draw(data) {
         matrix.replaceChildren(...draw(ctx, data));
         panel.show(data);
-        ctx.complete(data);
+        ctx.complete(data, () => panel.show(data));
       },
     };
   },
@@ -72,9 +72,8 @@ function draw(ctx, data) {
 
 // Roles may differ by chance; a change is what error bars do not explain.
 function certain(ctx, data, from, to) {
-  if (ctx.klass !== 'all' || !data.contribution_val.some(Number.isFinite)) return '';
-  let count = 0;
-  for (let unit = 0; unit < data.units; unit++) count += changed(data, unit, from, to);
+  if (ctx.klass !== 'all' || !hasContributions(data)) return '';
+  const count = changedBetween(data, from, to).reduce((sum, one) => sum + one, 0);
   return `${plural(count, 'unit')} changed beyond the error bars. `;
 }
 

@@ -1,6 +1,5 @@
 // The raster of one layer: each unit a row, each analysis a column.
-import { CONTRIBUTIONS } from '../api.js';
-import { changedAt, codesIn, extent, history, order } from '../derive.js';
+import { changedAt, codesIn, extent, hasContributions, history, order } from '../derive.js';
 import { choice, h, plural, select } from '../dom.js';
 import { Raster } from '../raster.js';
 import { isRole, SHARED_ROLES } from '../vocabulary.js';
@@ -57,20 +56,27 @@ export const units = {
       draw(data) {
         options.replaceChildren(...controls(ctx, data));
         panel.show(data);
-        ctx.complete(data);
+        ctx.complete(data, () => panel.show(data));
       },
     };
   },
 };
 
-// What the raster is drawn from; tooltips read more.
-export async function rasterData(ctx) {
-  const { colour, sort } = ctx.state.values;
+// What the raster is drawn from: contributions are read at the cursor alone, where that will do. Tooltips read more.
+export async function rasterData(ctx, { compared = false } = {}) {
+  const { run, layer, api } = ctx;
+  const { colour, sort, step, from } = ctx.state.values;
+  const all = colour === 'contribution' || sort === 'changes' || sort === 'stable';
+  const rest = all ? await api.rest(run.name, layer.index) : api.restNow(run.name, layer.index);
+  if (rest) {
+    const data = await ctx.unitData(['roles']);
+    if (data.steps.length === rest.steps.length) return { ...rest, ...data };
+  }
   const shown = [FIELD[colour], sort === 'entropy' && 'entropy_val'].filter(Boolean);
-  const data = await ctx.unitData(['roles', ...CONTRIBUTIONS, ...shown]);
-  return colourOf(ctx, data) === 'entropy' && !data.entropy_val
-    ? ctx.unitData(['roles', ...CONTRIBUTIONS, 'entropy_val'])
-    : data;
+  const steps = compared && from !== BEFORE ? [step, from === '' ? 0 : from] : [step];
+  const read = (...more) => ctx.unitData(['roles', ...shown, ...more], steps);
+  const data = await read();
+  return colourOf(ctx, data) === 'entropy' && !data.entropy_val ? read('entropy_val') : data;
 }
 
 function controls(ctx, data) {
@@ -87,7 +93,7 @@ function controls(ctx, data) {
 
 // What was not measured, or is without information, is nothing to sort by.
 function sortsOf(ctx, data) {
-  const measured = data.contribution_val.some(Number.isFinite);
+  const measured = hasContributions(data);
   const absent = [!measured && 'contribution', !ordered(ctx) && 'entropy'];
   return SORTS.filter(([sort]) => !absent.includes(sort)).map(([sort, label]) =>
     sort === 'role' && !measured ? [sort, 'role at the cursor'] : [sort, label],
@@ -192,7 +198,7 @@ export function fromOf(ctx, time) {
 
 function changeNote(data, changes) {
   const count = changes.reduce((sum, one) => sum + one, 0);
-  const beyond = data.contribution_val.some(Number.isFinite) ? ', beyond the error bars' : '';
+  const beyond = hasContributions(data) ? ', beyond the error bars' : '';
   return [
     count ? h('i', { class: 'change-key' }) : '',
     `${count || 'none'} changed since the analysis before${beyond}`,
@@ -222,7 +228,9 @@ function captionOf(ctx, data, time, start, rows, raster, past, changes) {
   }
   if (unit !== '' && Number(unit) < data.units) {
     const code = data.roles[time.at * data.units + Number(unit)];
-    const text = `unit ${unit}: ${ctx.role(code).label}, ${plural(past().changes[Number(unit)], 'change')} so far`;
+    const so = past();
+    const count = so ? `, ${plural(so.changes[Number(unit)], 'change')} so far` : '';
+    const text = `unit ${unit}: ${ctx.role(code).label}${count}`;
     parts.push(h('button', { class: 'chip', onclick: () => ctx.set({ view: 'unit' }) }, text, h('b', {}, 'inspect')));
   }
   const grow = (factor) => {
