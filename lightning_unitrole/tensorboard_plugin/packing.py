@@ -155,9 +155,7 @@ def unpack_some(
     found = [_described(entry) for entry in described]
     ends = {name: start + offset + count * int(kind[1]) for name, kind, _, offset, count in found}
     end = max((ends[name] for name in names if name in ends), default=start)
-    if end > limit:
-        raise ValueError(f"the bytes stand for more than {limit} bytes")
-    container = _inflated(machine, container, machine.unconsumed_tail, end)
+    container = _inflated(machine, container, machine.unconsumed_tail, min(end, limit))
     arrays = dict(_view(container, start, entry) for entry in described if entry[0] in names)
     return info, arrays, start - 8, max(ends.values(), default=start)
 

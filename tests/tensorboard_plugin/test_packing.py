@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 
-from lightning_unitrole.tensorboard_plugin.packing import ALIGNMENT, DTYPES, deflate, inflate, pack, unpack
+from lightning_unitrole.tensorboard_plugin.packing import ALIGNMENT, DTYPES, deflate, inflate, pack, unpack, unpack_some
 
 
 def test_arrays_come_back_as_they_were() -> None:
@@ -64,6 +65,44 @@ def test_damaged_and_huge_data_are_refused() -> None:
         inflate(zlib.compress(bytes(5000)), 4000)
 
 
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, count).astype(np.uint8)
+
+
+@pytest.mark.parametrize("names", [(), ("first",), ("second", "first"), ("last",), ("nowhere", "second")])
+@pytest.mark.parametrize("size", [3, 20_000], ids=["small", "large"])
+def test_some_arrays_are_those_of_the_whole(names: tuple[str, ...], size: int) -> None:
+    arrays = {"first": noise(size), "second": noise(size + 1), "last": noise(size + 2)}
+    whole = pack({"epoch": 3}, arrays)
+    info, found, header, length = unpack_some(deflate(whole), names)
+    assert info == {"epoch": 3}
+    assert list(found) == [name for name in arrays if name in names]
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, arrays[name])
+    assert header == struct.unpack_from("<I", whole, 4)[0]
+    assert 0 <= len(whole) - length < ALIGNMENT
+
+
+def test_what_lies_behind_the_wanted_arrays_is_not_inflated() -> None:
+    deflated = deflate(pack({}, {"first": noise(10_000), "last": noise(100_000)}))
+    broken = deflated[:60_000] + bytes(len(deflated) - 60_000)
+    np.testing.assert_array_equal(unpack_some(broken, ["first"])[1]["first"], noise(10_000))
+    with pytest.raises(ValueError, match=r"damaged|fewer bytes"):
+        unpack_some(broken, ["last"])
+    assert list(unpack_some(deflated, ["first"], limit=20_000)[1]) == ["first"]
+    with pytest.raises(ValueError, match="fewer bytes"):
+        unpack_some(deflated, ["last"], limit=20_000)
+
+
+def test_a_bomb_is_inflated_no_further_than_its_header() -> None:
+    bomb = zlib.compress(described(["a", "u1", [16], 0]) + bytes(1 << 26))
+    tracemalloc.start()
+    assert unpack_some(bomb, ["a"])[1]["a"].tolist() == [0] * 16
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 def described(*arrays: object, info: object = None) -> bytes:
     """A container with 16 bytes of data and whatever header."""
     header = json.dumps({"info": info or {}, "arrays": arrays}).encode()
@@ -97,3 +136,5 @@ def described(*arrays: object, info: object = None) -> bytes:
 def test_a_header_is_not_believed(container: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         unpack(container)
+    with pytest.raises(ValueError, match=words):
+        unpack_some(deflate(container), ["a"])

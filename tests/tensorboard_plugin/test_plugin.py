@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ from werkzeug.test import Client, TestResponse
 from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES, ranking_verdict
 from lightning_unitrole.tensorboard_plugin import plugin as plugin_module
 from lightning_unitrole.tensorboard_plugin import reading
-from lightning_unitrole.tensorboard_plugin.contents import state_part
+from lightning_unitrole.tensorboard_plugin.contents import STATE_FIELDS, state_part
 from lightning_unitrole.tensorboard_plugin.index import LayerIndex
 from lightning_unitrole.tensorboard_plugin.packing import Array, deflate, pack, unpack
 from lightning_unitrole.tensorboard_plugin.plugin import STATIC, STATIC_FILES, UnitRolesPlugin
+from lightning_unitrole.tensorboard_plugin.query import Listing
 from lightning_unitrole.tensorboard_plugin.reading import Shelf, Table
 from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
 from lightning_unitrole.tensorboard_plugin.verdicts import curve_rankings, overview_verdicts
@@ -95,6 +97,92 @@ def test_one_unit_and_one_step_of_a_layer_are_cut_out_of_all(client: Client) -> 
         np.testing.assert_array_equal(row["roles"], layer["roles"][at : at + 1])
     assert client.get(f"{PREFIX}/layer", query_string={**query, "unit": 48}).status_code == 400
     assert client.get(f"{PREFIX}/layer", query_string={**query, "until": "x"}).status_code == 400
+
+
+CONTRIBUTIONS = "contribution_train,contribution_val,error_train,error_val"
+
+
+def test_a_part_of_a_state_is_the_same_as_the_whole(logs: Path) -> None:
+    """Whatever was read before: a part is not inflated to its end, and the whole stays on the shelf."""
+    query = {"run": "contribution", "layer": 0}
+    fresh = (Client(application.TensorBoardWSGI([plugin], data_provider=data)) for plugin, data in plugins(logs, 2))
+    part, whole = next(fresh), next(fresh)
+    _, every = read(whole, "layer", **query, fields=",".join(STATE_FIELDS))
+    for client in (part, whole):
+        for fields in ("roles", "roles,entropy_val,entropy_train", "effect_val", "roles,rank"):
+            _, found = read(client, "layer", **query, fields=fields)
+            assert list(found) == ["steps", "epochs", *fields.split(",")]
+            for name, values in found.items():
+                np.testing.assert_array_equal(values, every[name])
+
+
+@pytest.mark.parametrize(("at", "places"), [("0", [0]), ("199", [0, 1]), ("99,250", [0, 1]), ("9000", [1, 2])])
+def test_contributions_beside_the_roles_are_those_of_the_steps_asked_for(
+    logs: Path, at: str, places: list[int]
+) -> None:
+    query = {"run": "contribution", "layer": 0, "fields": "roles", "beside": CONTRIBUTIONS, "at": at}
+    for plugin, data in plugins(logs, 2):
+        client = Client(application.TensorBoardWSGI([plugin], data_provider=data))
+        for _ in range(2):
+            _, found = read(client, "layer", **query)
+            _, every = read(client, "layer", run="contribution", layer=0, fields=CONTRIBUTIONS)  # on the shelf from now
+            assert found["beside"].tolist() == places
+            for name in CONTRIBUTIONS.split(","):
+                np.testing.assert_array_equal(found[f"beside_{name}"], every[name][places])
+    for wrong in ({"beside": "nothing"}, {"at": "x"}, {"at": "-1"}, {"at": ",".join("1" * 9)}):
+        assert client.get(f"{PREFIX}/layer", query_string={**query, **wrong}).status_code == 400
+
+
+def test_an_analysis_that_is_damaged_behind_its_roles_is_unknown_beside_them() -> None:
+    fields = {name: np.ones(2000, kind) for name, kind in STATE_FIELDS.items()}
+    noise = np.random.default_rng(0).integers(0, 256, (len(fields), 2000))
+    arrays = {name: noise[row].astype(values.dtype) for row, (name, values) in enumerate(fields.items())}
+    sound = deflate(pack({"format": 1, "epoch": 0, "units": 2000}, arrays))
+    broken = sound[: len(sound) // 2] + bytes(len(sound) // 2)
+    content = json.dumps({**INDEX, "layers": [{"name": "conv", "units": 2000, "map_size": [4, 4]}]}).encode()
+    plugin = UnitRolesPlugin(SimpleNamespace(data_provider=Steps(content, [sound, broken, sound])))
+    client = Client(plugin.get_plugin_apps()["/layer"])
+    query = {"run": "run", "layer": 0, "fields": "roles", "beside": "rank,contribution_val", "at": "1,2"}
+    _, found = unpack(client.get("/", query_string=query).data)
+    assert found["steps"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(found["beside_contribution_val"][[0, 2]], [arrays["contribution_val"]] * 2)
+    assert np.isnan(found["beside_contribution_val"][1]).all()
+    assert (found["beside_rank"][1] == 65535).all()
+    _, whole = unpack(client.get("/", query_string={"run": "run", "layer": 0, "fields": "roles,effect_val"}).data)
+    assert whole["steps"].tolist() == [0, 2]
+
+
+def test_tensorboard_is_asked_once_for_the_runs_of_a_page(logs: Path) -> None:
+    ((plugin, data),) = plugins(logs)
+    asked = []
+    listed = data.list_tensors
+    data.list_tensors = lambda *args, **options: asked.append(1) or listed(*args, **options)
+    client = Client(application.TensorBoardWSGI([plugin], data_provider=data))
+    assert client.get(f"{PREFIX}/runs").status_code == 200
+    for path in ("overview", "layer", "layer", "curves"):
+        read(client, path, run="baseline", **({} if path == "overview" else {"layer": 0}))
+    assert len(asked) == 1
+    assert client.get(f"{PREFIX}/runs").status_code == 200
+    assert len(asked) == 2
+
+
+def test_a_list_of_runs_holds_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((100.0, 104.0, 106.0, 107.0, 107.0, 107.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    answers = iter([{"first": {}}, {"second": {}}, {"third": {}}, {"fourth": {}}])
+    listing = Listing(seconds=5)
+    found = [next(iter(listing.runs("", lambda: next(answers)))) for _ in range(4)]
+    assert found == ["first", "first", "second", "second"]
+    assert list(listing.runs("other", lambda: next(answers))) == ["third"]
+    listing.forget("other")
+    assert list(listing.runs("other", lambda: next(answers))) == ["fourth"]
+
+
+def plugins(logs: Path, count: int = 1) -> Iterator[tuple[UnitRolesPlugin, MultiplexerDataProvider]]:
+    """New ones, which have read nothing."""
+    for _ in range(count):
+        data = provider(logs)
+        yield UnitRolesPlugin(SimpleNamespace(data_provider=data)), data
 
 
 def test_tables_are_read_once_as_long_as_there_is_room() -> None:
@@ -306,6 +394,25 @@ class Broken:
     def read_tensors(self, *_: Any, **__: Any) -> Any:
         datum = SimpleNamespace(step=1, wall_time=1.0, numpy=np.frombuffer(self.tensor, np.uint8))
         return {"run": {"unit_roles/overview": [datum]}}
+
+
+class Steps(Broken):
+    """The same with several containers of one layer's state."""
+
+    def __init__(self, content: bytes, containers: list[bytes]) -> None:
+        super().__init__(content)
+        self.containers = containers
+
+    def list_tensors(self, *_: Any, **__: Any) -> Any:
+        series = SimpleNamespace(plugin_content=self.content, max_step=9, max_wall_time=1.0)
+        return {"run": {"unit_roles/overview": series, "unit_roles/conv/state": series}}
+
+    def read_tensors(self, *_: Any, **__: Any) -> Any:
+        found = [
+            SimpleNamespace(step=step, wall_time=1.0, numpy=np.frombuffer(container, np.uint8))
+            for step, container in enumerate(self.containers)
+        ]
+        return {"run": {"unit_roles/conv/state": found}}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 99}', b"\xff"])
