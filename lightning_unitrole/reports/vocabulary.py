@@ -23,6 +23,8 @@ RANKING_MARGIN = 0.05
 """By how much a ranking gap must exceed that of a random order to say something: random orders differ by this much."""
 NOTABLE_SHARE = 0.1
 """Share of the (class, unit) pairs that differ between the sides from which on a layer is said to memorise."""
+NOTABLE_UNITS = 0.05
+"""Share of the units of a layer that help no class from which on it is said to be wide."""
 RELIABLE_AGREEMENT = 0.6
 """Smallest agreement (Cohen's kappa) between the roles from two halves of the images that can be relied on."""
 
@@ -264,11 +266,16 @@ def findings(layers: Sequence[LayerFacts]) -> list[str]:
     """
     said = []
     unreliable = [layer for layer in layers if layer.agreement < RELIABLE_AGREEMENT]
-    wide = [layer for layer in layers if layer.help_no_class > 0 and layer not in unreliable]
+    wide = [
+        layer
+        for layer in layers
+        if layer.help_no_class >= max(1, NOTABLE_UNITS * layer.units) and layer not in unreliable
+    ]
     if wide:
         widest = max(wide, key=lambda layer: layer.help_no_class / layer.units)
+        verb = "helps" if widest.help_no_class == 1 else "help"
         said.append(
-            f"In {_named(widest)}, {widest.help_no_class:.0f} of {_counted(widest.units)} help no class measurably."
+            f"In {_named(widest)}, {widest.help_no_class:.0f} of {_counted(widest.units)} {verb} no class measurably."
         )
     spare = [layer for layer in layers if layer.removable > 0]
     if spare:

@@ -76,6 +76,7 @@ STATIC_FILES = {
     "overview.css": "text/css",
     "palette.js": "text/javascript",
     "raster.js": "text/javascript",
+    "start.js": "text/javascript",
     "state.js": "text/javascript",
     "style.css": "text/css",
     "unpack.js": "text/javascript",

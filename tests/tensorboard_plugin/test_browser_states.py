@@ -90,7 +90,7 @@ def test_without_roles_there_is_no_legend_of_them(driver: Any, fast: str) -> Non
     assert "changed since" not in page.text(".view-units")
     page.show(view="overview", form="table")
     assert "analysed without ablation, so its units have no roles" in page.text(".findings")
-    assert "roles over time" not in page.text(".layers-table thead")
+    assert "by role over time" not in page.text(".layers-table thead")
     page.show(view="unit")
     assert "present role since" not in page.text(".view-unit")
 

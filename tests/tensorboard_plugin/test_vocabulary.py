@@ -154,6 +154,12 @@ def test_without_contributions_there_are_no_findings() -> None:
     assert findings([]) == []
 
 
+def test_a_few_units_that_help_nobody_do_not_stand_out() -> None:
+    assert findings([facts("conv1", 128, help_no_class=6), facts("conv2", 512, help_no_class=25)]) == []
+    assert findings([facts("conv1", 20, help_no_class=1)]) == ["In conv1, 1 of 20 units helps no class measurably."]
+    assert findings([facts("conv1", 8, help_no_class=0)]) == []
+
+
 def test_many_layers_without_enough_images_are_counted() -> None:
     (sentence,) = findings([facts(f"conv{place}", 8, agreement=0.1) for place in range(6)])
     assert sentence == "There are not enough images to tell the roles of conv0, conv1, conv2 and 3 more."

@@ -192,7 +192,7 @@ export class App {
     const { token } = this;
     if (!this.index.length) {
       this.notice.replaceChildren();
-      this.cursor.hidden = true;
+      this.cursor.hidden = this.controls.hidden = true;
       for (const tab of this.tabs.querySelectorAll('[role=tab]')) tab.hidden = true;
       return this.say(emptyState(this.skipped));
     }

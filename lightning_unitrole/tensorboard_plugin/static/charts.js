@@ -21,11 +21,13 @@ export function linear([low, high], [from, to]) {
   return scale;
 }
 
-export function niceTicks(low, high, wanted = 5) {
+export function niceTicks(low, high, wanted = 5, whole = false) {
   if (!(high > low)) return [low];
-  const raw = (high - low) / wanted;
+  const raw = Math.max((high - low) / wanted, whole ? 1 : 0);
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((candidate) => candidate >= raw * 0.999);
+  const step = (whole && power < 10 ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10])
+    .map((m) => m * power)
+    .find((candidate) => candidate >= raw * 0.999);
   const ticks = [];
   for (let value = Math.ceil(low / step - 1e-9) * step; value <= high + step * 1e-6; value += step)
     ticks.push(Math.abs(value) < step / 1e6 ? 0 : value);
@@ -36,7 +38,7 @@ export function niceTicks(low, high, wanted = 5) {
 export function analysisTicks(labels, wanted) {
   const all = labels.map((label, at) => ({ at, label }));
   if (all.length <= wanted) return all;
-  const round = niceTicks(labels[0], labels[labels.length - 1], wanted);
+  const round = niceTicks(labels[0], labels[labels.length - 1], wanted, labels.every(Number.isInteger));
   const chosen = round.map((value) => {
     let best = 0;
     for (let i = 1; i < labels.length; i++) if (Math.abs(labels[i] - value) < Math.abs(labels[best] - value)) best = i;

@@ -1,41 +1,25 @@
-// Entry point: TensorBoard imports this module inside the tab's own frame and calls render().
-import { vocabulary } from './api.js';
-import { App } from './app.js';
-import { h, svg } from './dom.js';
+// Entry point: TensorBoard imports this module inside the tab's own frame and calls render(). It needs little, so that
+// a slow server does not leave the frame white: the rest is asked for when there is something to read.
+import { h } from './dom.js';
 import { borrowFonts, isDark } from './host.js';
-import { adopt } from './vocabulary.js';
 
 export async function render() {
   document.title = 'Unit roles';
   document.documentElement.lang = 'en';
+  document.documentElement.dataset.theme = isDark() ? 'dark' : 'light';
+  document.documentElement.style.colorScheme = document.documentElement.dataset.theme; // before the styles are there
   for (const sheet of ['style', 'overview'])
     document.head.append(h('link', { rel: 'stylesheet', href: `./${sheet}.css` }));
-  borrowFonts();
-  document.documentElement.dataset.theme = isDark() ? 'dark' : 'light';
   const message = h('div', { class: 'message', role: 'status' }, h('p', {}, 'Reading the logs …'));
   document.body.append(message);
+  borrowFonts();
   try {
-    adopt(await vocabulary());
+    const { prepare } = await import('./start.js');
+    const start = await prepare();
+    document.documentElement.style.removeProperty('color-scheme');
+    message.remove();
+    start();
   } catch (error) {
     message.replaceChildren(h('h2', {}, 'The tab could not start'), h('p', {}, error.message));
-    return;
   }
-  message.remove();
-  document.body.append(hatching());
-  new App(document.body).start();
-}
-
-// The pattern that fills the areas of a hatched role.
-function hatching() {
-  const size = { width: 4, height: 4 };
-  return svg(
-    'svg',
-    { class: 'defs', width: 0, height: 0, 'aria-hidden': true },
-    svg(
-      'pattern',
-      { id: 'hatched', patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)', ...size },
-      svg('rect', { ...size, fill: 'var(--surface)' }),
-      svg('rect', { width: 1.5, height: 4, fill: 'var(--hatch)' }),
-    ),
-  );
 }

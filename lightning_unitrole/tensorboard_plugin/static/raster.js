@@ -102,7 +102,7 @@ export class Raster {
 
   layout() {
     const { order, labels, rowHeight } = this.model;
-    const room = Math.min(640, Math.max(260, window.innerHeight - 330));
+    const room = Math.min(640, Math.max(260, window.innerHeight - 340));
     const inner = room - TOP - BOTTOM;
     const fitting = inner / Math.max(1, order.length);
     this.row = rowHeight || Math.min(18, fitting < 1 ? fitting : Math.floor(fitting));
@@ -210,9 +210,15 @@ export class Raster {
     const { model, row, column } = this;
     context.strokeStyle = ink;
     const box = (at, dash) => {
+      const place = [LEFT + at * column - 0.5, TOP - 1, Math.max(3, column) + 1, bottom - TOP + 2];
+      context.setLineDash([]);
+      context.strokeStyle = model.palette.background; // seen on dark roles, as the line itself is on light ones
+      context.lineWidth = 2;
+      context.strokeRect(place[0] - 1.75, place[1], place[2] + 3.5, place[3]);
       context.setLineDash(dash);
+      context.strokeStyle = ink;
       context.lineWidth = 1.5;
-      context.strokeRect(LEFT + at * column - 0.5, TOP - 1, Math.max(3, column) + 1, bottom - TOP + 2);
+      context.strokeRect(...place);
     };
     box(model.at, []);
     if (model.from !== undefined && model.from !== null) box(model.from, [4, 3]);

@@ -1,6 +1,7 @@
 // What happens to accuracy and loss as more and more units of the layer are switched off.
 import { chart } from '../charts.js';
 import { choice, decimal, h, percent, plural, signed, svg } from '../dom.js';
+import { ordered } from './doubts.js';
 import { explain, keyItem, nothing } from './parts.js';
 
 const SPLITS = {
@@ -311,7 +312,7 @@ function sentences(ctx, curves, rankings, time, turningPoints) {
         h(
           'td',
           { class: warn ? 'warn' : null },
-          ctx.klass === 'all' ? text : 'Put to the test for all classes together.',
+          ctx.klass === 'all' ? (ordered(ctx) ? text : '–') : 'Put to the test for all classes together.',
         ),
       ),
     );

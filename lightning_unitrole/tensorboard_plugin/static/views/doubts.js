@@ -2,8 +2,8 @@
 import { h } from '../dom.js';
 
 // The sentences on one layer at the cursor; in red what is said of roles, and of an order that roles follow from.
-export const doubts = (table, layer) =>
-  ['doubt_roles', 'doubt_order']
+export const doubts = (table, layer, which = ['doubt_roles', 'doubt_order']) =>
+  which
     .map((what) => [what, table.doubt(what, table.time.at, layer)])
     .filter(([, text]) => text)
     .map(([what, text]) => {

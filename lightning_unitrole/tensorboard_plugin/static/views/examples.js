@@ -3,7 +3,7 @@ import { decimal, h, plural, signed } from '../dom.js';
 
 const SIDE = 85; // of a picture, in pixels of the page
 const NONE = 65535;
-const HEAT = [255, 74, 0]; // what the map is laid over in
+const DIM = 0.82; // how much darker a picture is where the unit does not respond; a colour would be lost in colours
 const KINDS = {
   contribution: ['contributes most to', (value) => `${signed(value)} nats`],
   activation: ['responds most to', (value) => `peak ${decimal(value)}`],
@@ -65,7 +65,11 @@ function row(ctx, found, pictures, covered, [split, kind], name) {
   return h('div', { class: 'picture-row' }, h('h4', {}, `${verb}, ${side}`), h('div', {}, figures));
 }
 
-const classOf = (ctx, index) => (index === NONE ? '–' : (ctx.run.every_class[index] ?? `class ${index}`));
+// A class without a name of its own is called by its number.
+function classOf(ctx, index) {
+  const name = index === NONE ? '–' : (ctx.run.every_class[index] ?? String(index));
+  return /^\d+$/.test(name) ? `class ${name}` : name;
+}
 
 // Greys and colours as they were logged; what was not logged stays empty.
 function draw(picture, cover, label) {
@@ -86,7 +90,8 @@ function draw(picture, cover, label) {
   if (cover) {
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = 'high';
-    const shade = (i) => [...HEAT, 0.72 * cover.map[i]];
+    const most = Math.max(1, ...cover.map); // pictures say where; how much is below them
+    const shade = (i) => [0, 0, 0, DIM * 255 * (1 - cover.map[i] / most)];
     context.drawImage(bitmap(cover.width, cover.height, shade), ...place);
   }
   return canvas;
@@ -110,13 +115,13 @@ const toggle = (ctx, covered) =>
       checked: covered,
       onchange: (event) => ctx.set({ map: event.target.checked ? '' : 'off' }),
     }),
-    ' lay its map over the images ',
+    ' darken the images by its map ',
   );
 
 function notes(found, pictures) {
   const missing = new Set(found.images.filter((name) => name > 0 && !pictures.has(name))).size;
   return [
-    'Orange is where it responds. Each picture is stretched to its own range of values, as it is not known how ' +
+    'Dark is where it does not respond. Each picture is stretched to its own range of values, as it is not known how ' +
       'images were normalised.',
     missing > 0 && ` ${plural(missing, 'picture')} beyond what a run may log.`,
   ];

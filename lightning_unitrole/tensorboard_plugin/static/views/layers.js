@@ -12,7 +12,7 @@ const GAP = 8;
 // The choice between the two ways to count, here and in the comparison of runs.
 export const SHARES_OF = [
   ['pairs', 'units × classes', 'Every unit counts once for each class'],
-  ['units', 'units', 'Every unit counts once, with the role it has in most classes'],
+  ['units', 'units', 'Every unit counts once, with its role over all classes'],
 ];
 export const changedColumn = (pairs) => (pairs ? 'pairs_changed' : 'units_changed');
 

@@ -40,9 +40,19 @@ const MEASURED = [
   ],
   MACS,
 ];
+const WITHOUT = [
+  [
+    'entropy_q50',
+    'median entropy',
+    'Feature entropy on validation images, nats, over the units',
+    (nats) => decimal(nats),
+  ],
+  ['selective_rate', 'selective rate', 'Share of images without a birth point, mean over the units', percent],
+];
 const ABOUT_THE_ORDER =
   'Whether switching off units in this order, last rank first, does better than a random order. Roles by ' +
   'contribution do not depend on it.';
+const SPARK = 'Shares of the units, each with its role over all classes; the charts show (class, unit) pairs as well';
 const WITHOUT_ROLES =
   'This run was analysed without ablation, so its units have no roles. What was measured of them is in Entropy.';
 const text = (value) => (Number.isFinite(value) ? String(value) : '–');
@@ -107,8 +117,14 @@ function drawTable(ctx, body, table) {
   const every = ctx.run.layers.map((layer, place) => ({ ...layer, place }));
   const known = (column) => every.some(({ place }) => Number.isFinite(table.at(t, place, column)));
   const byRole = REAL_ROLES.map((code) => [`units_${columnOf(code)}`, roleOf(code).label, roleOf(code).meaning]);
-  const measured = (known('units_help') ? MEASURED : [...byRole, MACS]).filter(([column]) => known(column));
   const rolesKnown = codesOf(ctx, table, false).some((code) => SHARED_ROLES.includes(code));
+  const counted = known('units_help') ? MEASURED : [...(rolesKnown ? byRole : WITHOUT), MACS];
+  const shown = {
+    measured: counted.filter(([column]) => known(column)),
+    roles: rolesKnown,
+    order: known('ranking_gap'),
+    doubts: every.some(({ place }) => table.doubt('doubt_roles', t, place)),
+  };
   const [sort, down] = sorting(ctx);
   const wanted = ctx.state.get('find').trim().toLowerCase();
   const rows = every.filter(({ name }) => name.toLowerCase().includes(wanted));
@@ -132,9 +148,11 @@ function drawTable(ctx, body, table) {
     );
   const head = [
     heading(['name', 'layer', 'Name, number of units and size of the maps']),
-    rolesKnown && h('th', { scope: 'col' }, 'roles over time'),
-    ...measured.map(heading),
-    heading(['ranking', `order by ${ctx.run.criterion}`, `${ABOUT_THE_ORDER} Sorted by its ranking gap.`]),
+    shown.roles && h('th', { scope: 'col', title: SPARK }, 'units by role over time'),
+    ...shown.measured.map(heading),
+    shown.order &&
+      heading(['ranking', `order by ${ctx.run.criterion}`, `${ABOUT_THE_ORDER} Sorted by its ranking gap.`]),
+    shown.doubts && h('th', { scope: 'col' }, 'to note'),
   ];
   body.replaceChildren(
     h(
@@ -147,7 +165,7 @@ function drawTable(ctx, body, table) {
         h(
           'tbody',
           {},
-          rows.map((layer) => row(ctx, table, layer, measured, rolesKnown)),
+          rows.map((layer) => row(ctx, table, layer, shown)),
         ),
       ),
     ),
@@ -166,7 +184,7 @@ function next(sort, down, column) {
   return down === (column === 'name') ? '' : `${down ? '' : '-'}${column}`;
 }
 
-function row(ctx, table, layer, measured, rolesKnown) {
+function row(ctx, table, layer, shown) {
   const t = table.time.at;
   const { place } = layer;
   const doubtful = table.doubt('doubt_roles', t, place);
@@ -183,15 +201,16 @@ function row(ctx, table, layer, measured, rolesKnown) {
       h('button', { class: 'link', onclick: open }, layer.name || '(the model itself)'),
       h('small', {}, `${left}, ${layer.map_size.join(' × ')}`),
     ),
-    rolesKnown && h('td', {}, spark(ctx, table, layer)),
-    measured.map(([column, , , format = text]) =>
+    shown.roles && h('td', {}, spark(ctx, table, layer)),
+    shown.measured.map(([column, , , format = text]) =>
       h(
         'td',
         { class: 'number', 'data-column': column, title: column.startsWith('units_removable') ? check(value) : null },
         format(value(column)),
       ),
     ),
-    h('td', { class: 'words' }, orderVerdict(table, t, place), doubts(table, place)),
+    shown.order && h('td', { class: 'words' }, orderVerdict(table, t, place), doubts(table, place, ['doubt_order'])),
+    shown.doubts && h('td', { class: 'words' }, doubts(table, place, ['doubt_roles'])),
   );
 }
 

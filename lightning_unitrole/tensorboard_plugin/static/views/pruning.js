@@ -2,7 +2,8 @@
 import { decimal, h, percent, plural, svg, whole } from '../dom.js';
 import { explain, nothing } from './parts.js';
 
-const STRIP = 420; // pixels for the units of the widest layer
+const BESIDE = 240; // pixels for the names beside the units of a layer
+const TWO_COLUMNS = 1336;
 const ROW = 16;
 
 export const pruning = {
@@ -23,10 +24,16 @@ export const pruning = {
     );
     return {
       load: () => ctx.api.pruning(ctx.run.name),
-      draw: (data) => body.replaceChildren(...draw(ctx, data)),
+      draw: (data) => body.replaceChildren(...draw(ctx, data, body)),
     };
   },
 };
+
+// Pixels for the units of the widest layer: in two columns where there is room for them, see overview.css.
+function room(body) {
+  const width = body.clientWidth > TWO_COLUMNS ? (body.clientWidth - 16) / 2 : body.clientWidth;
+  return Math.max(200, Math.min(720, width - BESIDE));
+}
 
 // A table of the server as one object a row.
 const rows = (data, name) => {
@@ -37,15 +44,19 @@ const rows = (data, name) => {
   );
 };
 
-function draw(ctx, data) {
+function draw(ctx, data, body) {
   if (!data.steps.length) return [nothing('Nothing was pruned in this run.')];
   const [before, after] = rows(data, 'network');
   const cuts = rows(data, 'cuts');
   const gone = cuts.map((_, i) => data.cut_at.reduce((sum, at) => sum + (at === i + 1), 0));
   return [
     h('p', { class: 'findings', role: 'status' }, summary(before, after, cuts, gone)),
-    cuts.length ? h('div', { class: 'card wide-table' }, table(before, after, cuts, gone)) : '',
-    h('div', { class: 'card wide-table' }, layers(ctx, data, cuts)),
+    h(
+      'div',
+      { class: 'cuts' },
+      cuts.length ? h('div', { class: 'card wide-table' }, table(before, after, cuts, gone)) : '',
+      h('div', { class: 'card wide-table' }, layers(ctx, data, cuts, room(body))),
+    ),
     reasons(data.info.kept_whole),
   ];
 }
@@ -127,7 +138,7 @@ function table(before, after, cuts, gone) {
   );
 }
 
-function layers(ctx, data, cuts) {
+function layers(ctx, data, cuts, wide) {
   const names = data.info.layers;
   const widest = Math.max(1, ...data.widths.subarray(0, names.length));
   let start = 0;
@@ -147,7 +158,7 @@ function layers(ctx, data, cuts) {
           : name || '(the model itself)',
       ),
       h('td', {}, left < width ? `${left} of ${width}` : String(width)),
-      h('td', {}, strip(name, cutAt, widest, cuts)),
+      h('td', {}, strip(name, cutAt, wide / widest, cuts)),
     );
   });
   return h(
@@ -167,8 +178,7 @@ function layers(ctx, data, cuts) {
 }
 
 // Each unit keeps its place; neighbours that went together are one rectangle.
-function strip(name, cutAt, widest, cuts) {
-  const unit = STRIP / widest;
+function strip(name, cutAt, unit, cuts) {
   const when = (cut) => (cut ? `removed at epoch ${whole(cuts[cut - 1]?.epoch)}` : 'left');
   const parts = [];
   for (let from = 0; from < cutAt.length; ) {
