@@ -208,7 +208,7 @@ GLOSSARY = (
     ),
     Term(
         "Ranking gap",
-        "Area between the ablation curves that switch off the least and the most effective units first. A ranking is "
+        "Area between the ablation curves of an order, last rank first, and of its reverse. An order is "
         f"better than a random order if its gap exceeds that of random orders by more than {RANKING_MARGIN:g}.",
     ),
     Term(

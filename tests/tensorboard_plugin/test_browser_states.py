@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard_plugin.conftest import tensorboard
+from tensorboard_plugin.conftest import tensorboard, wait_for
 from tensorboard_plugin.page import Page
 from tensorboard_plugin.synthetic import Spec, Training, log_run
 
@@ -79,6 +82,96 @@ def test_a_server_that_is_gone_is_told_in_words(driver: Any, tmp_path: Path) -> 
     page.show(view="entropy")
     assert "TensorBoard does not answer" in page.text(".message")
     page.driver.get_log("browser")
+
+
+@contextmanager
+def late(driver: Any, milliseconds: int) -> Iterator[None]:
+    """A server whose every answer comes late."""
+
+    def set_latency(latency: int) -> None:
+        limits = {"offline": False, "latency": latency, "downloadThroughput": -1, "uploadThroughput": -1}
+        driver.execute_cdp_cmd("Network.emulateNetworkConditions", limits)
+
+    driver.execute_cdp_cmd("Network.enable", {})
+    set_latency(milliseconds)
+    try:
+        yield
+    finally:
+        set_latency(0)
+
+
+@pytest.mark.slow
+def test_a_view_says_that_it_is_being_read(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="baseline")
+    assert page.text(".progress") == ""
+    for state in ({"view": "entropy"}, {"layer": "features.0"}):
+        with late(driver, 1500):
+            page.js("window.unitRoles.set(arguments[0])", state)
+            wait_for("the word", lambda: page.text(".progress") == "Reading …")
+            page.drawn()
+        assert page.text(".progress") == ""
+    assert page.errors() == []
+
+
+@pytest.mark.slow
+def test_the_tab_says_that_it_reads_before_anything_has_come(driver: Any, fast: str) -> None:
+    driver.switch_to.default_content()
+    driver.get("about:blank")
+    with late(driver, 400):
+        driver.get(f"{fast}/?darkMode=true#unit_roles")
+        (frame,) = wait_for("the frame of the tab", lambda: driver.find_elements("css selector", "iframe"))
+        driver.switch_to.frame(frame)
+        said = "return [document.body?.innerText.trim(), document.documentElement.dataset.theme, !window.unitRoles]"
+        wait_for("the first words", lambda: driver.execute_script(said) == ["Reading the logs …", "dark", True])
+    wait_for("the tab", lambda: driver.execute_script("return window.unitRoles?.idle"))
+    assert driver.execute_script("return document.querySelectorAll('body > .message').length") == 0
+
+
+@pytest.mark.slow
+def test_a_tab_that_cannot_start_says_so(driver: Any, fast: str) -> None:
+    driver.switch_to.default_content()
+    driver.get("about:blank")
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/unit_roles/start.js"]})
+    try:
+        driver.get(f"{fast}/#unit_roles")
+        (frame,) = wait_for("the frame of the tab", lambda: driver.find_elements("css selector", "iframe"))
+        driver.switch_to.frame(frame)
+        said = "return document.querySelector('.message h2')?.innerText"
+        wait_for("the message", lambda: driver.execute_script(said) == "The tab could not start")
+    finally:
+        driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+        driver.get_log("browser")
+
+
+@pytest.mark.slow
+def test_epochs_on_an_axis_are_evenly_spaced(driver: Any, fast: str) -> None:
+    page = Page(driver, fast)
+    ticks = """const [labels, wanted] = arguments;
+        return import('./charts.js').then((m) => m.analysisTicks(labels, wanted).map(({ label }) => label))"""
+    for count in (40, 25, 13, 300):
+        labels = page.js(ticks, list(range(count)), 16)
+        assert 5 < len(labels) <= 17
+        assert len({after - before for before, after in pairwise(labels)}) == 1
+        assert all(label == int(label) for label in labels)
+    assert page.js(ticks, [0.5 * half for half in range(30)], 6) == [0, 2.5, 5, 7.5, 10, 12.5]
+
+
+@pytest.mark.slow
+def test_a_raster_is_drawn_from_contributions_at_the_cursor_and_completed(driver: Any, fast: str) -> None:
+    page = Page(driver, fast, run="contribution", layer="features.0", view="units", step="99")
+    asked = "return performance.getEntriesByType('resource').map((r) => r.name).filter((n) => n.includes('/layer?'))"
+    first, rest = page.js(asked)
+    assert "fields=roles&beside=contribution" in first
+    assert first.endswith("&at=99")
+    assert "rank" in rest
+    for state in ({"step": "199"}, {"step": ""}, {"sort": "changes"}, {"unit": "3"}):
+        page.show(**state)
+    later = page.js(asked)[2:]  # the roles by themselves, as what belongs to them is here
+    assert len(later) == 1
+    assert later[0].endswith("fields=roles")
+    assert "so far" in page.text(".view-units .caption")
+    assert page.errors() == []
 
 
 @pytest.mark.slow

@@ -151,11 +151,12 @@ export class Raster {
     context.fillRect(LEFT, yOf(first), wide, (last - first) * row);
     const [top, rows] = row < 1 ? [0, this.image.height] : [first, last - first];
     context.drawImage(this.image, 0, top, labels.length, rows, LEFT, yOf(first), wide, (last - first) * row);
-    for (let place = first; place < last; place += Math.max(1, Math.round(1 / row))) {
+    const every = Math.max(1, Math.round(1 / row));
+    for (let place = first; place < last; place += every) {
       const code = roles[at * units + order[place]];
       context.fillStyle =
         roleOf(code).fill === 'hatched' ? hatch : palette.colour(code) || palette.colour(ROLE.NO_ROLE);
-      context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, Math.max(1, row));
+      context.fillRect(LEFT - STRIP - 3, yOf(place), STRIP, every * row + (row < 1 ? 0.5 : 0));
     }
     this.changes(context, first, last, yOf);
     if (row >= 5) this.lines(context, first, last, yOf, wide, palette.background);

@@ -45,7 +45,7 @@ const WITHOUT = [
     'entropy_q50',
     'median entropy',
     'Feature entropy on validation images, nats, over the units',
-    (nats) => decimal(nats),
+    (nats) => `${decimal(nats)} nats`,
   ],
   ['selective_rate', 'selective rate', 'Share of images without a birth point, mean over the units', percent],
 ];
