@@ -47,7 +47,7 @@ def take(driver: Any, address: str, name: str) -> None:
     state, dark, end = PICTURES[name]
     driver.set_window_size(WIDTH, 2000)
     page = Page(driver, address, dark=dark, **state)
-    below = page.js(f"return Math.ceil(document.querySelector('{end}').getBoundingClientRect().bottom)") + 14
+    below = page.js(f"return Math.ceil(document.querySelector('{end}').getBoundingClientRect().bottom)") + 22
     driver.switch_to.default_content()
     top = driver.execute_script("return document.querySelector('iframe').getBoundingClientRect().top")
     driver.execute_cdp_cmd(

@@ -116,7 +116,11 @@ function describe(element) {
 
 export const percent = (share, digits = 0) =>
   Number.isFinite(share) ? `${(100 * share).toFixed(digits).replace('-', '−')} %` : '–';
-export const decimal = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
+export function decimal(value, digits = 2) {
+  if (!Number.isFinite(value)) return '–';
+  const text = Math.abs(value).toFixed(digits);
+  return value < 0 && Number(text) !== 0 ? `−${text}` : text;
+}
 export function signed(value, digits = 2) {
   if (!Number.isFinite(value)) return '–';
   const text = Math.abs(value).toFixed(digits);
