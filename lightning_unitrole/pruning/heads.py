@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations, islice, product
 from typing import Any
@@ -68,7 +68,8 @@ def head_groups(
     sites = {one.name: (one, trace.site(one.tap)) for one in trace.heads if one.name.endswith(HEADS_OF)}
     if not sites:
         return []
-    scopes = {name: _around(one.module) for name, (one, _) in sites.items()}
+    modules = [one.module for one, _ in sites.values()]
+    scopes = {name: _scopes(one.module, modules) for name, (one, _) in sites.items()}
     calls = _calls(forward, model, inputs, {scope for several in scopes.values() for scope in several})
     groups, layouts = [], dict[Any, dict[Place, Rows]]()
     for name, (attention, site) in sites.items():
@@ -89,6 +90,12 @@ def with_heads(groups: list[ChannelGroup], heads: list[ChannelGroup]) -> list[Ch
             reason = group.reason or "its channels hang on those of heads of attention"
             found.append(replace(group, name=next(iter(rest)), channels=rest, reason=reason))
     return [*found, *heads]
+
+
+def _scopes(attention: str, attentions: Iterable[str]) -> list[str]:
+    """Modules in which what belongs to the heads of an attention is looked for: it, and those around it alone."""
+    inner, *outer = _around(attention)
+    return [inner, *(scope for scope in outer if sum(_is_inside(one, scope) for one in attentions) == 1)]
 
 
 def _around(name: str) -> list[str]:
@@ -214,6 +221,8 @@ class _Search:
                     some = torch.zeros_like(leaf, dtype=torch.bool) if gradient is None else gradient != 0
                     for dim in range(leaf.dim()):
                         touched[name, dim].append(some.transpose(0, dim).reshape(leaf.shape[dim], -1).any(1).cpu())
+                if not any(bool((torch.stack(rows).sum(0) <= 1).all()) and rows[0].any() for rows in touched.values()):
+                    return {}  # all of them share everything, as windows or positions do that only look like heads
         for name, buffer in module.named_buffers():  # statistics, which have no gradient
             if buffer.dim() == 1 and isinstance(_owner(module, name), _NORMS):
                 touched[name, 0] = [torch.zeros(len(buffer), dtype=torch.bool)] * self.heads

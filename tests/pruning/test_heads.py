@@ -193,6 +193,18 @@ class Talking(Packed):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class Windows(Packed):
+    """Windows where others have heads: all of them share all weights."""
+
+    def __init__(self, windows: int = 4) -> None:
+        super().__init__()
+        self.windows = windows
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(1, (self.windows, -1)).unflatten(3, (3, WIDTH)).permute(3, 0, 1, 2, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).flatten(1, 2))
+
+
 class OneHead(Packed):
     def __init__(self) -> None:
         super().__init__()
@@ -333,6 +345,7 @@ def test_what_belongs_to_a_head_by_hand() -> None:
         pytest.param(Talking, "Heads can leave where each has weights of its own", id="heads that are mixed"),
         pytest.param(Weighed, "without one of its heads fails", id="weights that are an output"),
         pytest.param(OneHead, "it has a single head", id="one head"),
+        pytest.param(Windows, "what belongs to each of its heads cannot be told apart", id="windows"),
         pytest.param(lambda: Torch(add_bias_kv=True), None, id="a key of its own"),
     ],
 )
@@ -345,6 +358,15 @@ def test_heads_that_cannot_leave(build: Callable[[], nn.Module], why: str | None
     assert len(reasons) == (0 if why is None else 2)
     assert all(why is not None and why in str(reason) for reason in reasons)
     assert {"hidden.0.0", "hidden.1.0"} <= {group.name for group in graph.groups if group.reason is None}
+
+
+def test_what_only_looks_like_heads_is_not_tried_one_by_one() -> None:
+    calls = []
+    for windows in (4, 8):
+        net = seeded(lambda windows=windows: Small(lambda: Windows(windows)))
+        net.attentions[0].qkv.register_forward_hook(lambda *_, windows=windows: calls.append(windows))
+        graph_of(net, images(16))
+    assert calls.count(4) == calls.count(8) > 0
 
 
 @pytest.mark.parametrize("attention", [Packed, Parted, Torch])
