@@ -178,8 +178,9 @@ def _transformers() -> dict[str, tuple[Any, Any]]:
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
     found = {}
+    # Without networks of timm, and one that takes numbers of colours instead of images.
     for settings, model in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.items():
-        if settings.model_type != "timm_wrapper":  # a network of timm
+        if settings.model_type not in ("timm_wrapper", "imagegpt"):
             found[settings.model_type] = (settings, model[0] if isinstance(model, tuple) else model)
     return found
 
