@@ -363,7 +363,7 @@ def main() -> None:
     """Look at the networks that are named, or at all, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="library/name; all when left out")
-    parser.add_argument("--seconds", type=float, default=150, help="for a network")
+    parser.add_argument("--seconds", type=float, default=400, help="for a network")
     parser.add_argument("--cache", type=Path, default=Path("build/compatibility.jsonl"), help="what was found so far")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
