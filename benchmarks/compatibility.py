@@ -381,7 +381,8 @@ def main() -> None:
             options.cache.parent.mkdir(parents=True, exist_ok=True)
             with options.cache.open("a") as file:
                 file.write(json.dumps(rows[name]._asdict()) + "\n")
-            PAGE.write_text(page(list(rows.values())), encoding="utf-8")
+    if not options.networks:
+        PAGE.write_text(page(list(rows.values())), encoding="utf-8")
 
 
 if __name__ == "__main__":
