@@ -144,11 +144,6 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
         with (tmp_path / f"imagenet_{part}.csv").open(encoding="utf-8") as file:
             assert list(csv.DictReader(file)), part
     assert (tmp_path / "imagenet_ablation.png").exists()
-    module.main([*places, "--networks", "squeezenet1_0", "--seeds=1", "--parts", "cost"])
-    with (tmp_path / "imagenet_cost.csv").open(encoding="utf-8") as file:
-        cost = {row["settings"]: row for row in csv.DictReader(file)}
-    assert {name: row["images_a_side"] for name, row in cost.items()} == {"defaults": "40", "ten classes": "40"}
-    assert all(float(row["seconds"]) > 0 for row in cost.values())
 
 
 @pytest.mark.slow
@@ -170,3 +165,11 @@ def test_the_vgg16_that_is_trained_here_is_found_again_and_goes_on_where_it_was(
     assert [conv.out_channels for conv in convolutions][-1] == 32
     assert len(convolutions) == 13
     assert all(torch.equal(value, last["state_dict"][f"net.{key}"]) for key, value in net.state_dict().items())
+    asked = [*places[:4], "--out", str(tmp_path), "--networks", "vgg16_bn", "--weights", str(tmp_path / "vgg16_bn.pt")]
+    script("imagenet").main([*asked, "--draws", "1", "--parts", "cost", "removal", "--random-orders=1"])
+    with (tmp_path / "imagenet_cost.csv").open(encoding="utf-8") as file:
+        cost = list(csv.DictReader(file))
+    assert [row["settings"] for row in cost] == ["defaults", "ten classes"]
+    assert all(int(row["images_a_side"]) > 50 and float(row["seconds"]) > 0 for row in cost)
+    with (tmp_path / "imagenet_removal.csv").open(encoding="utf-8") as file:
+        assert {row["draw"] for row in csv.DictReader(file)} == {"1"}
