@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import lightning_unitrole
-from lightning_unitrole.reports.vocabulary import RELIABLE_AGREEMENT
+from lightning_unitrole.reports.verdicts import RELIABLE_AGREEMENT
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -8,13 +8,12 @@ Shapley", NeurIPS 2020.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_unitrole.ablation.batch_attribution import BatchAttribution, NoGradientError
 from lightning_unitrole.ablation.engine import Memory, run_switched_off
@@ -24,6 +23,7 @@ from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tape import Tape, UnreplayableError
 from lightning_unitrole.ablation.verification import Replay, verify
 from lightning_unitrole.data.sample import Images
+from lightning_unitrole.network.isolation import frozen
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.reports.contributions import Contributions
@@ -119,7 +119,7 @@ class Attribution:
         """
         if examples is not None:
             examples.begin(images)
-        with _frozen(self.runner.model):
+        with frozen(self.runner.model):
             tapes = record_all(self.runner, self.layers, images.inputs, self._copies)
             for layer, recorded in zip(self.layers, tapes, strict=True):
                 one = self._batch(layer, recorded, images)
@@ -241,16 +241,3 @@ class _Sums:
         return Contributions(
             images.view(2, self.num_classes), sums, squares, margin, sizes, errors, torch.tensor(steps)
         )
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients of parameters, which would only cost memory."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

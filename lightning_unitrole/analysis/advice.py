@@ -11,7 +11,7 @@ from lightning_unitrole.ablation.tasks import NO_LABEL
 from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.reports.curves import CriteriaComparison
 from lightning_unitrole.reports.report import UnitReport
-from lightning_unitrole.reports.vocabulary import (
+from lightning_unitrole.reports.verdicts import (
     RELIABLE_AGREEMENT,
     ROLES_APART,
     ranking_is_informative,

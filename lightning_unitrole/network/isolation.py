@@ -335,3 +335,16 @@ def _states(generators: Sequence[Generator]) -> list[Any]:
 
 def _set_states(generators: Sequence[Generator], states: Sequence[Any]) -> None:
     set_generator_states([*_global_generators(), *generators], states)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients of parameters inside this context, which would cost memory, or stand in the way of a counter."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.isolation import frozen, undisturbed
 
 _FUSED_ON_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
@@ -29,24 +28,12 @@ def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, 
         inputs: one batch.
         batch: number of images in it.
     """
-    # torch does not count attention on a CPU.
+    # torch does not count attention on a CPU; it wants gradients of what modules are given, and fails where that is a
+    # parameter.
     more = {} if _FUSED_ON_CPU is None else {_FUSED_ON_CPU: _fused}
-    with undisturbed(model), _frozen(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
+    with undisturbed(model), frozen(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
         forward(inputs)
     return int(counter.get_total_flops()) // (2 * batch)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Torch's counter wants the gradient of what modules are given, and fails where that is a parameter."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _fused(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -16,7 +16,8 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from lightning_unitrole.reports.vocabulary import NO_ROLE, spoken, vocabulary
+from lightning_unitrole.reports.verdicts import spoken
+from lightning_unitrole.reports.vocabulary import NO_ROLE, vocabulary
 from lightning_unitrole.tensorboard_plugin.contents import (
     CURVE_FIELDS,
     EXAMPLE_KINDS,

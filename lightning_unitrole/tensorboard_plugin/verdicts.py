@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unitrole.reports.vocabulary import (
+from lightning_unitrole.reports.verdicts import (
     NO_ORDER,
     RELIABLE_AGREEMENT,
-    LayerFacts,
-    findings,
     order_is_informative,
     ranking_is_informative,
     ranking_verdict,
     ranking_word,
     reliability_verdict,
 )
+from lightning_unitrole.reports.vocabulary import LayerFacts, findings
 from lightning_unitrole.tensorboard_plugin.packing import Array
 from lightning_unitrole.tensorboard_plugin.schema import OVERVIEW_COLUMNS
 

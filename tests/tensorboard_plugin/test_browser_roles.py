@@ -9,7 +9,8 @@ from tensorboard_plugin.conftest import get
 from tensorboard_plugin.page import Page
 from tensorboard_plugin.synthetic import CONTRIBUTING
 
-from lightning_unitrole.reports.vocabulary import GLOSSARY, NO_ORDER, ROLE_OF, reliability_verdict
+from lightning_unitrole.reports.verdicts import NO_ORDER, reliability_verdict
+from lightning_unitrole.reports.vocabulary import GLOSSARY, ROLE_OF
 from lightning_unitrole.tensorboard_plugin.packing import unpack
 
 SOUND, NOISY, APART, TIED = (spec.name for spec in CONTRIBUTING)

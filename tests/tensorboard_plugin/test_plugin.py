@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard_plugin.conftest import EPOCHS, MARKUP, RUNS
 from werkzeug.test import Client, TestResponse
 
-from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES, ranking_verdict
+from lightning_unitrole.reports.verdicts import ranking_verdict
+from lightning_unitrole.reports.vocabulary import NO_ROLE, REMOVED, ROLES
 from lightning_unitrole.tensorboard_plugin import plugin as plugin_module
 from lightning_unitrole.tensorboard_plugin import reading
 from lightning_unitrole.tensorboard_plugin.contents import STATE_FIELDS, state_part

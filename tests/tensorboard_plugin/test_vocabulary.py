@@ -9,22 +9,24 @@ import sys
 import pytest
 
 from lightning_unitrole.reports.roles import UnitRole
+from lightning_unitrole.reports.verdicts import (
+    RANKING_MARGIN,
+    RELIABLE_AGREEMENT,
+    order_is_informative,
+    ranking_is_informative,
+    ranking_verdict,
+    ranking_word,
+    reliability_verdict,
+)
 from lightning_unitrole.reports.vocabulary import (
     GLOSSARY,
     NO_ROLE,
-    RANKING_MARGIN,
-    RELIABLE_AGREEMENT,
     REMOVED,
     ROLE_OF,
     ROLES,
     UNDECIDED,
     LayerFacts,
     findings,
-    order_is_informative,
-    ranking_is_informative,
-    ranking_verdict,
-    ranking_word,
-    reliability_verdict,
     vocabulary,
 )
 
