@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     # Networks that were trained for an epoch or two are rarely ranked well; the warning has a test of its own.
-    pytest.mark.filterwarnings("ignore:Ranking by"),
+    pytest.mark.filterwarnings("ignore:The order by"),
 ]
 
 

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     # Networks that were trained for an epoch or two are rarely ranked well.
-    pytest.mark.filterwarnings("ignore:Ranking by"),
+    pytest.mark.filterwarnings("ignore:The order by"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     # A run that only reads checkpoints need not write any.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),

@@ -27,7 +27,7 @@ QUIETLY = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     # So few images say little, which is said.
-    pytest.mark.filterwarnings("ignore:Ranking by"),
+    pytest.mark.filterwarnings("ignore:The order by"),
     pytest.mark.filterwarnings("ignore:.*images? of"),
     pytest.mark.filterwarnings("ignore:.*iterable"),
     # A forward pass with a state gives other outputs each time.
