@@ -5,7 +5,7 @@ linear layer. Early epochs see smaller images, which is quicker. Where the proce
 it. Every epoch is kept: a run that was broken off goes on where it was.
 
     python reproduction/vgg16.py --data FOLDER                  # writes CACHE/vgg16_bn.pt
-    python reproduction/f5_ablation.py --weights CACHE/vgg16_bn.pt
+    python reproduction/imagenet.py --data FOLDER --networks vgg16_bn --weights CACHE/vgg16_bn.pt
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ class Sizes(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Images as they are."""
         pl_module.net.resize.size = SIDE
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Back to the side of this epoch."""
-        pl_module.net.resize.size = self.sizes[trainer.current_epoch]
 
 
 def has_bfloat16() -> bool:

@@ -23,7 +23,7 @@ from lightning_unitrole.ablation.scores import ScoreFn
 from lightning_unitrole.ablation.tape import Tape, UnreplayableError
 from lightning_unitrole.ablation.verification import Replay, verify
 from lightning_unitrole.data.sample import Images
-from lightning_unitrole.network.isolation import frozen
+from lightning_unitrole.network.isolation import with_gradients
 from lightning_unitrole.network.runner import Runner
 from lightning_unitrole.network.units import UnitLayer
 from lightning_unitrole.reports.contributions import Contributions
@@ -119,7 +119,8 @@ class Attribution:
         """
         if examples is not None:
             examples.begin(images)
-        with frozen(self.runner.model):
+        # Gradients of parameters would only cost memory.
+        with with_gradients(self.runner.model.parameters(), False):
             tapes = record_all(self.runner, self.layers, images.inputs, self._copies)
             for layer, recorded in zip(self.layers, tapes, strict=True):
                 one = self._batch(layer, recorded, images)

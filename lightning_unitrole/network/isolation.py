@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils import checkpoint as checkpointing
+from torch.utils.hooks import RemovableHandle
 
 from lightning_unitrole.errors import DataError, SettingError, TraceError
 from lightning_unitrole.network.attention import open_attention
@@ -338,13 +339,24 @@ def _set_states(generators: Sequence[Generator], states: Sequence[Any]) -> None:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients of parameters inside this context, which would cost memory, or stand in the way of a counter."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+def with_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> Iterator[None]:
+    """Whether parameters take part in gradients, inside this context."""
+    others = [parameter for parameter in parameters if parameter.requires_grad != wanted]
+    for parameter in others:
+        parameter.requires_grad_(wanted)
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for parameter in others:
+            parameter.requires_grad_(not wanted)
+
+
+@contextmanager
+def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are on modules inside this context alone."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from lightning_unitrole.network.isolation import frozen, undisturbed
+from lightning_unitrole.network.isolation import undisturbed, with_gradients
 
 _FUSED_ON_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
@@ -31,7 +31,11 @@ def count_macs(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, *, 
     # torch does not count attention on a CPU; it wants gradients of what modules are given, and fails where that is a
     # parameter.
     more = {} if _FUSED_ON_CPU is None else {_FUSED_ON_CPU: _fused}
-    with undisturbed(model), frozen(model), FlopCounterMode(display=False, custom_mapping=more) as counter:
+    with (
+        undisturbed(model),
+        with_gradients(model.parameters(), False),
+        FlopCounterMode(display=False, custom_mapping=more) as counter,
+    ):
         forward(inputs)
     return int(counter.get_total_flops()) // (2 * batch)
 

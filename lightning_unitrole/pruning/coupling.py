@@ -9,8 +9,8 @@ slicing the optimizer's state all follow the same list.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import BackendError, TraceError
-from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.isolation import hooked, undisturbed, with_gradients
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.pruning.finder import Finder, named_tensors
 from lightning_unitrole.pruning.groups import CONVOLUTIONS, LAYERS, width_of
@@ -93,18 +93,10 @@ def _differentiable(outputs: Any) -> list[Tensor]:
     return found
 
 
-@contextmanager
-def everything_trainable(model: nn.Module) -> Iterator[None]:
+def everything_trainable(model: nn.Module) -> AbstractContextManager[None]:
     """Frozen parameters would hide what lies before them: the library follows gradients."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    frozen = [parameter for parameter in frozen if parameter.is_floating_point() or parameter.is_complex()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    possible = (one for one in model.parameters() if one.is_floating_point() or one.is_complex())
+    return with_gradients(possible, True)
 
 
 def _positions(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, batch: int) -> dict[str, int]:
@@ -119,15 +111,7 @@ def _positions(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, bat
 
         return count
 
-    hooks = [
-        module.register_forward_hook(counter(f"{name}.weight"))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    try:
-        with torch.no_grad():
-            forward(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    with hooked(layer.register_forward_hook(counter(f"{name}.weight")) for name, layer in layers), torch.no_grad():
+        forward(inputs)
     return dict(found)

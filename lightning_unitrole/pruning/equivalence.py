@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_unitrole.errors import TraceError
-from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.isolation import hooked, undisturbed
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.pruning.masking import UnitMask
 from lightning_unitrole.pruning.removal import Change, Removal, remove
@@ -114,18 +114,13 @@ def _masked(
     def note(module: nn.Module, args: Any, output: Any) -> None:
         found.update(tensor.dtype for tensor in tensors_in(output) if tensor.is_floating_point())
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with undisturbed(model), torch.no_grad():
-            mask = UnitMask(model, removal)
-            try:
-                outputs = forward(inputs)
-                note(model, (), outputs)
-            finally:
-                mask.restore()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(module.register_forward_hook(note) for module in model.modules()), undisturbed(model), torch.no_grad():
+        mask = UnitMask(model, removal)
+        try:
+            outputs = forward(inputs)
+            note(model, (), outputs)
+        finally:
+            mask.restore()
     return _floats(outputs), max((TOLERANCES.get(dtype, COARSE) for dtype in found), default=COARSE)
 
 

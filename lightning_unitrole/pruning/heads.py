@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_unitrole.errors import TraceError
+from lightning_unitrole.network.isolation import hooked
 from lightning_unitrole.network.structures import map_tensors, tensors_in
 from lightning_unitrole.network.tap import UnitTap
 from lightning_unitrole.network.tracing import HEADS_OF, Convolution, TapSite, trace_forward
@@ -126,17 +127,12 @@ def _calls(forward: Callable[[Any], Any], model: nn.Module, inputs: Any, names: 
 
         return hook
 
-    hooks = [
-        module.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name in names
-    ]
-    try:
-        with torch.no_grad():
-            forward(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    scopes = [(name, module) for name, module in model.named_modules() if name in names]
+    with (
+        hooked(module.register_forward_pre_hook(note(name), with_kwargs=True) for name, module in scopes),
+        torch.no_grad(),
+    ):
+        forward(inputs)
     return found
 
 

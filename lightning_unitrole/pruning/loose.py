@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_unitrole.network.isolation import undisturbed
+from lightning_unitrole.network.isolation import hooked, undisturbed
 from lightning_unitrole.network.structures import tensors_in
 from lightning_unitrole.pruning.finder import named_tensors, shared_tensors
 from lightning_unitrole.pruning.groups import CONVOLUTIONS, ChannelGraph, ChannelGroup, Place
@@ -77,13 +77,8 @@ def _what_follows(
         return hook
 
     kinds = (*CONVOLUTIONS, nn.Linear, *_NORMS)
-    hooks = [
-        module.register_forward_hook(note(name)) for name, module in model.named_modules() if isinstance(module, kinds)
-    ]
-    try:
-        with undisturbed(model), torch.no_grad():
-            forward(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    hooks = (module.register_forward_hook(note(name)) for name, module in layers)
+    with hooked(hooks), undisturbed(model), torch.no_grad():
+        forward(inputs)
     return found, last[0] if last and last[0] in found else None

@@ -1,7 +1,7 @@
 """What roles are called, what they mean and how they look, and what stands out in a report.
 
-The one source for the console, the scalars, the figures and the TensorBoard tab. It imports nothing but the standard
-library, so that each of them can have it for free.
+The one source for the console, the scalars, the figures and the TensorBoard tab. Beside verdicts it imports nothing but
+the standard library, as they do, so that each of them can have it for free.
 """
 
 from __future__ import annotations
