@@ -31,6 +31,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,10 +55,12 @@ PEERS = {
     GROUP_NORM: torch_pruning.importance.GroupMagnitudeImportance,
     FPGM: torch_pruning.importance.FPGMImportance,
 }
-REGULARISED = "UnitPruning(schedule='regularised')"
-METHODS = (DEFAULT, GROUP_NORM, "filter_norm", RANDOM)
+REGULARISED, SPARSE = "UnitPruning(schedule='regularised')", "Torch-Pruning sparse training"
+METHODS = (DEFAULT, GROUP_NORM, SPARSE, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
 RATES = (0.003, 0.01, 0.03)
+STRENGTHS = (5e-4, 0.01, 0.05)
+"""Regularisation of sparse training: that of Torch-Pruning's own 100 epochs on CIFAR-10, and more for few steps."""
 Data = dict[str, TensorDataset]
 
 
@@ -109,6 +112,28 @@ class RightAfter(pl.Callback):
         if trainer.current_epoch == self.epoch:
             self.accuracy = accuracy(pl_module, self.data)
             pl_module.train()
+
+
+class SparseTraining(pl.Callback):
+    """Torch-Pruning's sparse training: groups of small norm are drawn to zero, those of smallest norm most."""
+
+    def __init__(self, strength: float, example: Tensor) -> None:
+        self.strength, self.example = strength, example
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the groups."""
+        self.pruner = torch_pruning.pruner.GroupNormPruner(
+            pl_module.net,
+            self.example.to(pl_module.device),
+            PEERS[GROUP_NORM](),
+            reg=self.strength,
+            global_pruning=True,
+            ignored_layers=[head(pl_module.net)],
+        )
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add to the gradients."""
+        self.pruner.regularize(pl_module.net)
 
 
 class TimedPruning(UnitPruning):
@@ -170,13 +195,11 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> nn.Module:
     """The least that Torch-Pruning's pruner takes to leave so few MACs."""
     target = macs_of(net, example) / ratio
-    head = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     low, high, best = 0.0, 1.0, net
     for _ in range(12):
         share, pruned = (low + high) / 2, copy.deepcopy(net)
-        kept = [pruned.get_submodule(head)]
         torch_pruning.pruner.BasePruner(
-            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=kept
+            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=[head(pruned)]
         ).step()
         if macs_of(pruned, example) <= target:
             high, best = share, pruned
@@ -185,32 +208,22 @@ def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> 
     return best
 
 
+def head(net: nn.Module) -> nn.Linear:
+    """The layer of the logits."""
+    return [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+
+
 def macs_of(model: nn.Module, example: Tensor) -> int:
     return count_macs(model, model, example, batch=len(example))
 
 
-def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str) -> dict:
-    """One line of results: prune the trained network in one way, fine-tune and test it."""
-    net, example = trained(options), data["val"].tensors[0][:2]
-    whole, started = copy.deepcopy(net), time.perf_counter()
-    callbacks, pruning, epoch, batches = [], None, 0, 1.0
-    if cell["method"] in PEERS:
-        net = prune_by_peer(net, PEERS[cell["method"]], cell["ratio"], example)
-        choosing = time.perf_counter() - started
-    else:
-        named = {} if cell["method"] in (DEFAULT, REGULARISED) else {"choose_by": cell["method"]}
-        if cell["method"] == REGULARISED:  # half of the steps to shrink, half of them without the units
-            epoch, batches = 2, options.steps // 4
-            named = {"schedule": "regularised", "end_epoch": epoch}
-        monitor = UnitRoleMonitor(images_per_class=options.images_per_class)
-        pruning = TimedPruning(amount=1 - 1 / cell["ratio"], start_epoch=0, monitor=monitor, **named)
-        callbacks = [pruning]
-    right_after = RightAfter(data[tested_on], epoch)
-    model = Classifier(net, cell["rate"]).train()
-    torch.manual_seed(1000 + cell["seed"])
+def fit(
+    model: Classifier, steps: int, callbacks: list[pl.Callback], data: Data, batch: int, per_epoch: float = 1.0
+) -> float:
+    """Seconds that so many steps took; an epoch has all batches (1.0) or so many."""
     trainer = pl.Trainer(
-        max_steps=options.steps,
-        callbacks=[*callbacks, right_after],
+        max_steps=steps,
+        callbacks=callbacks,
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -218,12 +231,39 @@ def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str)
         enable_model_summary=False,
         num_sanity_val_steps=1,
         limit_val_batches=1,
-        limit_train_batches=batches,
+        limit_train_batches=per_epoch,
     )
-    loader = DataLoader(data["train"], options.batch, shuffle=True, drop_last=True)
+    loader = DataLoader(data["train"], batch, shuffle=True, drop_last=True)
     start = time.perf_counter()
     trainer.fit(model, loader, DataLoader(data["val"], 100))
-    seconds = time.perf_counter() - start
+    return time.perf_counter() - start
+
+
+def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str) -> dict:
+    """One line of results: prune the trained network in one way, fine-tune and test it."""
+    net, example = trained(options), data["val"].tensors[0][:2]
+    whole, steps, seconds, choosing = copy.deepcopy(net), options.steps, 0.0, 0.0
+    callbacks, pruning, epoch, batches = [], None, 0, 1.0
+    torch.manual_seed(1000 + cell["seed"])
+    if cell["method"] == SPARSE:  # half of the steps to shrink, half of them without the units
+        steps = options.steps // 2
+        sparse = Classifier(net, cell["rate"]).train()
+        seconds = fit(sparse, steps, [SparseTraining(cell["strength"], example)], data, options.batch)
+    if cell["method"] in (*PEERS, SPARSE):
+        started = time.perf_counter()
+        net = prune_by_peer(net.cpu(), PEERS.get(cell["method"], PEERS[GROUP_NORM]), cell["ratio"], example)
+        choosing = time.perf_counter() - started
+    else:
+        named = {} if cell["method"] in (DEFAULT, REGULARISED) else {"choose_by": cell["method"]}
+        if cell["method"] == REGULARISED:  # the same halves
+            epoch, batches = 2, options.steps // 4
+            named = {"schedule": "regularised", "end_epoch": epoch}
+        monitor = UnitRoleMonitor(images_per_class=options.images_per_class)
+        pruning = TimedPruning(amount=1 - 1 / cell["ratio"], start_epoch=0, monitor=monitor, **named)
+        callbacks = [pruning]
+    right_after = RightAfter(data[tested_on], epoch)
+    model = Classifier(net, cell["rate"]).train()
+    seconds += fit(model, steps, [*callbacks, right_after], data, options.batch, batches)
     if pruning is not None:
         choosing = pruning.seconds
     model.eval().cpu()
@@ -291,13 +331,15 @@ def cells(methods: Iterable[str], seeds: int) -> list[dict]:
     ]
 
 
-def best_rate(method: str, data: Data, results: Results, options: argparse.Namespace) -> float:
-    """The learning rate with which a way does best on training images that are kept apart."""
-    found = {}
-    for rate in options.rates if len(options.rates) > 1 else ():
-        cell = {"method": method, "ratio": RATIOS[0], "seed": -1, "rate": rate}
-        found[rate] = results.of(cell, lambda cell=cell: outcome(cell, data, options, "tune"))["accuracy"]
-    return max(found, key=found.__getitem__, default=options.rates[0])
+def best_settings(method: str, data: Data, results: Results, options: argparse.Namespace) -> dict[str, float]:
+    """The learning rate, and the strength, with which a way does best on training images that are kept apart."""
+    strengths = [{"strength": strength} for strength in STRENGTHS] if method == SPARSE else [{}]
+    settings = [{"rate": rate, **strength} for rate in options.rates for strength in strengths]
+    if len(settings) == 1:
+        return settings[0]
+    cells = [{"method": method, "ratio": RATIOS[0], "seed": -1, **chosen} for chosen in settings]
+    found = [results.of(cell, partial(outcome, cell, data, options, "tune"))["accuracy"] for cell in cells]
+    return settings[found.index(max(found))]
 
 
 def spread(values: list[float], unit: float = 100, form: str = ".1f") -> str:
@@ -395,10 +437,10 @@ def main() -> int:
         return 1
     untouched, lines = accuracy(net, data["test"]), []
     for cell in cells(options.methods, options.seeds):
-        cell["rate"] = best_rate(cell["method"], data, results, options)
-        lines.append(results.of(cell, lambda cell=cell: outcome(cell, data, options, "test")))
+        cell |= best_settings(cell["method"], data, results, options)
+        lines.append(results.of(cell, partial(outcome, cell, data, options, "test")))
     with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
+        writer = csv.DictWriter(file, dict.fromkeys(key for line in lines for key in line))
         writer.writeheader()
         writer.writerows(lines)
     print(f"\n{report(lines, untouched, options)}")

@@ -372,12 +372,27 @@ class History(pl.Callback):
         self.epochs.append({"epoch": trainer.current_epoch + 1, **logged})
 
 
-def train(recipe: Recipe, images: Images, options: argparse.Namespace) -> Run:
-    """Train with Lightning and the monitor, or take the run from the cache."""
+def train(recipe: Recipe, images: Images, options: argparse.Namespace, weights: Path | None = None) -> Run:
+    """Train with Lightning and the monitor, or take the run from the cache.
+
+    Args:
+        recipe: what to train, and how.
+        images: all images.
+        options: of the command line.
+        weights: a file for :func:`published` whose network is trained on; None for a new one by the recipe's plan.
+    """
     train_data = images.sample("train", recipe.train_per_class, seed=recipe.seed, random_labels=recipe.random_labels)
     test_data = images.sample("test", recipe.test_per_class, seed=0)
-    net = recipe.network(len(images.names))
-    stored = options.cache / f"run-{digest([asdict(recipe), checksum(train_data), checksum(test_data)])}.pt"
+    known = [asdict(recipe), checksum(train_data), checksum(test_data)]
+    if weights is None:
+        net = recipe.network(len(images.names))
+    else:
+        net = published(weights)[0].cpu().train()
+        known.append(hashlib.sha256(weights.read_bytes()).hexdigest())
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = recipe.dropout
+    stored = options.cache / f"run-{digest(known)}.pt"
     if not stored.exists():
         history, reports = fit(net, recipe, train_data, test_data)
         state = {"weights": net.state_dict(), "history": history, "reports": [r.state_dict() for r in reports]}

@@ -4,13 +4,17 @@ Networks are trained with 0, 20, 50 and 100 % random labels, plainly and with dr
 For each measure: Spearman's rank correlation with the generalisation gap (training accuracy minus test accuracy) over
 the 16 networks of a seed; within the four networks of one share of random labels; and within those of one regulariser.
 Training accuracy and training loss are the trivial baselines. All measures are of training images alone, except for
-the shares of the roles, which need test images by their definition.
+the shares of the roles and of what differs, which need test images by their definition.
+
+``--weights FILE`` begins with trained weights instead, which makes larger networks affordable: those of ``vgg16.py``,
+trained further on few images until they know their labels.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import common
 import numpy as np
@@ -28,7 +32,7 @@ REGULARISERS = {
 }
 BASELINES = ("train_accuracy", "train_loss")
 FROM_TRAINING = ("entropy", "ineffectiveness", "selective_rate", "ranking_gap", "turning_point")
-WITH_TEST = tuple(f"role_{role.name.lower()}" for role in UnitRole)
+WITH_TEST = ("differing_share", *(f"role_{role.name.lower()}" for role in UnitRole))
 MEASURES = (*BASELINES, *FROM_TRAINING, *WITH_TEST)
 
 
@@ -38,9 +42,10 @@ def describe(run: common.Run, test: TensorDataset, options: argparse.Namespace) 
         run.net,
         run.train,
         test,
+        layers=options.layers,
         images_per_class=options.images_per_class,
         ablation_points=options.ablation_points,
-        roles="turning_point",
+        roles="turning_point" if options.ablation_points else "contribution",
     )
     layer = list(report.layers.values())[-1]
     train = layer.train
@@ -55,8 +60,9 @@ def describe(run: common.Run, test: TensorDataset, options: argparse.Namespace) 
         "ineffectiveness": common.finite_mean(train.ineffectiveness),
         "selective_rate": common.finite_mean(train.selective_rate),
         "ranking_gap": train.ranking_gap,
-        "turning_point": train.curves["least_first"].turning_point / layer.num_units,
-        **{f"role_{role.name.lower()}": share for role, share in layer.role_shares.items()},
+        "turning_point": train.curves["least_first"].turning_point / layer.num_units if train.curves else float("nan"),
+        "differing_share": layer.differing_share,
+        **{f"role_{role.name.lower()}": layer.role_shares.get(role, float("nan")) for role in UnitRole},
     }
 
 
@@ -71,10 +77,17 @@ def correlation(rows: Sequence[dict], measure: str, seed: int, within: str | Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train all networks and correlate."""
+
+    def own(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--weights", type=Path, help="begin with these instead of random ones")
+        parser.add_argument("--layers", nargs="+", default="auto", help="the last of these is looked at")
+        parser.add_argument("--learning-rate", type=float, default=0.05)
+
     options = common.parse(
         argv,
         __doc__,
         cost="15 minutes on one core, 3 seeds of 16 networks.",
+        options=own,
         full={"width": 4.0, "train_per_class": 500, "images_per_class": 100, "ablation_points": 32, "epochs": 100},
         train_per_class=40,
         images_per_class=20,
@@ -95,20 +108,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             random_labels=share,
             batch_size=32,
             every_n_epochs=0,
+            learning_rate=options.learning_rate,
             **changes,
         )
-        run = common.train(recipe, images, options)
+        run = common.train(recipe, images, options, options.weights)
         rows.append({"seed": seed, "random_labels": share, "regulariser": name} | describe(run, test, options))
-    common.write_csv(options.out / "f7_generalisation.csv", rows)
+    name = "f7_generalisation" if options.weights is None else f"f7_{options.weights.stem}"
+    common.write_csv(options.out / f"{name}.csv", rows)
     groupings = {"all networks": None, "same labels": "random_labels", "same regulariser": "regulariser"}
+    measures = [measure for measure in MEASURES if any(np.isfinite(row[measure]) for row in rows)]
     found = {
         (measure, title): [correlation(rows, measure, seed, within) for seed in range(options.seeds)]
-        for measure in MEASURES
+        for measure in measures
         for title, within in groupings.items()
     }
     common.print_table(
         ["measure", *groupings],
-        [[measure, *(common.spread(found[measure, title], "+.2f") for title in groupings)] for measure in MEASURES],
+        [[measure, *(common.spread(found[measure, title], "+.2f") for title in groupings)] for measure in measures],
     )
     columns = ("train_accuracy", "test_accuracy", "entropy", "selective_rate", "role_train_only")
     common.print_table(
@@ -120,17 +136,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name in REGULARISERS
         ],
     )
-    plot(rows, found, options)
+    plot(rows, measures, found, options.out / f"{name}.png")
 
 
-def plot(rows: Sequence[dict], found: dict, options: argparse.Namespace) -> None:
+def plot(rows: Sequence[dict], measures: Sequence[str], found: dict, path: Path) -> None:
     """Correlations of all measures, and entropy against the gap."""
     drawn, (left, right) = common.figure(2)
     for offset, (title, color) in enumerate((("all networks", "#0072B2"), ("same labels", "#E69F00"))):
-        values = np.nan_to_num([found[measure, title] for measure in MEASURES])
-        at = np.arange(len(MEASURES)) + 0.35 * offset
+        values = np.nan_to_num([found[measure, title] for measure in measures])
+        at = np.arange(len(measures)) + 0.35 * offset
         left.barh(at, values.mean(1), 0.35, xerr=values.std(1), color=color, label=title)
-    left.set_yticks(range(len(MEASURES)), MEASURES, fontsize=8)
+    left.set_yticks(range(len(measures)), measures, fontsize=8)
     left.invert_yaxis()
     left.set_xlim(-1.1, 1.1)
     left.set_xlabel("rank correlation with the gap")
@@ -141,7 +157,7 @@ def plot(rows: Sequence[dict], found: dict, options: argparse.Namespace) -> None
     right.set_xlabel("feature entropy on training images (nats)")
     right.set_ylabel("training accuracy - test accuracy")
     right.legend(fontsize=7, frameon=False)
-    common.save_plot(drawn, options.out / "f7_generalisation.png")
+    common.save_plot(drawn, path)
 
 
 if __name__ == "__main__":

@@ -220,12 +220,16 @@ def all_scores(layer: str, net: nn.Module, data: TensorDataset) -> dict[str, Ten
 
 
 def removals(case: Case, data: TensorDataset, train: TensorDataset, options: argparse.Namespace) -> Iterator[dict]:
-    """Accuracy and loss without the least effective units of all classes, a row for each criterion and share."""
+    """Accuracy and loss without the least effective units of all classes, a row for each criterion and share.
+
+    Contributions count once with their sign, and once by their mean size over the classes, as the package's curves do.
+    """
     scores = all_scores(case.layer, case.net, train)
     orders = {
         name: rank_overall(rank_units(score), torch.ones(len(score), dtype=torch.long)).flip(0)
         for name, score in scores.items()
     }
+    orders["size of contribution"] = scores["contribution"].abs().nan_to_num().mean(0).argsort(stable=True)
     units = len(next(iter(orders.values())))
     for place in range(options.random_orders):
         orders[f"random {place}"] = torch.randperm(units, generator=torch.Generator().manual_seed(place))

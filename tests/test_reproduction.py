@@ -147,11 +147,12 @@ def test_the_statements_are_asked_of_a_network_with_stored_weights(script, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_the_vgg16_that_is_trained_here_is_found_again_and_goes_on_where_it_was(
-    script, folder, tmp_path, capsys
+    script, folder, tmp_path, capsys, monkeypatch
 ) -> None:
     common, vgg16 = script("common"), script("vgg16")
-    places = ["--data", str(folder / "images"), "--cache", str(tmp_path), "--width=0.0625"]
+    places = ["--data", str(folder / "images"), "--cache", str(tmp_path), "--width=0.0625", "--batch=64"]
     vgg16.main([*places, "--sizes", "16"])
     first = torch.load(tmp_path / "vgg16_bn" / "last.ckpt", weights_only=True)
     vgg16.main([*places, "--sizes", "16", "20", "32"])
@@ -165,6 +166,12 @@ def test_the_vgg16_that_is_trained_here_is_found_again_and_goes_on_where_it_was(
     assert [conv.out_channels for conv in convolutions][-1] == 32
     assert len(convolutions) == 13
     assert all(torch.equal(value, last["state_dict"][f"net.{key}"]) for key, value in net.state_dict().items())
+    monkeypatch.setattr(script("f7_generalisation"), "SHARES", (0.0, 1.0))
+    further = ["--weights", str(tmp_path / "vgg16_bn.pt"), "--layers", "conv7_8", "--ablation-points=0"]
+    tiny = [f"--{key}={value}" for key, value in TINY.items()]
+    script("f7_generalisation").main([*places[:4], "--out", str(tmp_path), *further, *tiny])
+    with (tmp_path / "f7_vgg16_bn.csv").open(encoding="utf-8") as file:
+        assert {float(row["entropy"]) > 0 for row in csv.DictReader(file)} == {True}
     asked = [*places[:4], "--out", str(tmp_path), "--networks", "vgg16_bn", "--weights", str(tmp_path / "vgg16_bn.pt")]
     script("imagenet").main([*asked, "--draws", "1", "--parts", "cost", "removal", "--random-orders=1"])
     with (tmp_path / "imagenet_cost.csv").open(encoding="utf-8") as file:

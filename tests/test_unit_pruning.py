@@ -483,6 +483,28 @@ def test_without_validation_data_nothing_is_pruned() -> None:
     assert num_parameters(model) == num_parameters(Digits())
 
 
+def test_a_module_that_cannot_be_called_is_told_whose_argument_it_needs() -> None:
+    class Mute(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = trained_net()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            """Nothing that a loss could be seen in."""
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    with pytest.raises(DataError, match=r"Pass forward_fn=.*arguments of UnitRoleMonitor: UnitPruning\(monitor="):
+        fit(Mute(), UnitPruning(amount=0.4))
+    asked = monitor(forward_fn=lambda module, images: module.net(images), batch_fn=lambda batch: (batch[0], batch[1]))
+    fit(model := Mute(), UnitPruning(amount=0.4, monitor=asked))
+    assert num_parameters(model) < num_parameters(Digits())
+
+
 def test_a_history_of_another_network_is_refused(tmp_path: Path) -> None:
     class Wider(Digits):
         def __init__(self) -> None:

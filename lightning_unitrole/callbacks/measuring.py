@@ -13,6 +13,7 @@ from lightning_unitrole.analysis.session import AnalysisSession
 from lightning_unitrole.callbacks.monitor import UnitRoleMonitor
 from lightning_unitrole.callbacks.trainer import TrainerAnalysis
 from lightning_unitrole.data.probe import Probe
+from lightning_unitrole.errors import DataError, TraceError
 from lightning_unitrole.pruning.evidence import LayerEvidence, gather_evidence
 from lightning_unitrole.pruning.groups import ChannelGroup
 from lightning_unitrole.pruning.importance import (
@@ -94,9 +95,15 @@ class Measuring(pl.Callback):
     def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
         if self._state is None:
             analysis = self._trainer_analysis(trainer)
-            self._state = self._network_state(
-                analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module)
-            )
+            try:
+                session, probe = analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module)
+            except (DataError, TraceError) as error:
+                if "_fn=" not in str(error):
+                    raise
+                raise type(error)(
+                    f"{error} These are arguments of UnitRoleMonitor: UnitPruning(monitor=UnitRoleMonitor(...))."
+                ) from error
+            self._state = self._network_state(session, probe)
         return self._state
 
     def _network_state(self, session: AnalysisSession, probe: Probe) -> NetworkState:
