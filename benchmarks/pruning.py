@@ -55,7 +55,8 @@ PEERS = {
     GROUP_NORM: torch_pruning.importance.GroupMagnitudeImportance,
     FPGM: torch_pruning.importance.FPGMImportance,
 }
-REGULARISED, SPARSE = "UnitPruning(schedule='regularised')", "Torch-Pruning sparse training"
+REGULARISED, LATENCY = "UnitPruning(schedule='regularised')", "UnitPruning(of='latency')"
+SPARSE = "Torch-Pruning sparse training"
 METHODS = (DEFAULT, GROUP_NORM, SPARSE, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
 RATES = (0.003, 0.01, 0.03)
@@ -254,7 +255,7 @@ def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str)
         net = prune_by_peer(net.cpu(), PEERS.get(cell["method"], PEERS[GROUP_NORM]), cell["ratio"], example)
         choosing = time.perf_counter() - started
     else:
-        named = {} if cell["method"] in (DEFAULT, REGULARISED) else {"choose_by": cell["method"]}
+        named = {DEFAULT: {}, LATENCY: {"of": "latency"}}.get(cell["method"], {"choose_by": cell["method"]})
         if cell["method"] == REGULARISED:  # the same halves
             epoch, batches = 2, options.steps // 4
             named = {"schedule": "regularised", "end_epoch": epoch}
@@ -322,22 +323,22 @@ class Results:
         return known
 
 
-def cells(methods: Iterable[str], seeds: int) -> list[dict]:
+def cells(methods: Iterable[str], ratios: Iterable[float], seeds: int) -> list[dict]:
     return [
         {"method": method, "ratio": ratio, "seed": seed}
         for seed in range(seeds)
-        for ratio in RATIOS
+        for ratio in ratios
         for method in methods
     ]
 
 
 def best_settings(method: str, data: Data, results: Results, options: argparse.Namespace) -> dict[str, float]:
     """The learning rate, and the strength, with which a way does best on training images that are kept apart."""
-    strengths = [{"strength": strength} for strength in STRENGTHS] if method == SPARSE else [{}]
+    strengths = [{"strength": strength} for strength in options.strengths] if method == SPARSE else [{}]
     settings = [{"rate": rate, **strength} for rate in options.rates for strength in strengths]
     if len(settings) == 1:
         return settings[0]
-    cells = [{"method": method, "ratio": RATIOS[0], "seed": -1, **chosen} for chosen in settings]
+    cells = [{"method": method, "ratio": options.ratios[0], "seed": -1, **chosen} for chosen in settings]
     found = [results.of(cell, partial(outcome, cell, data, options, "tune"))["accuracy"] for cell in cells]
     return settings[found.index(max(found))]
 
@@ -358,16 +359,17 @@ def report(lines: list[dict], untouched: float, options: argparse.Namespace) -> 
         f"{10 * options.test_per_class} to test. Mean ± standard deviation over seeds.\n"
     )
     columns = (
-        "fewer MACs,units chosen by,accuracy %,right after,parameters removed %,faster at batch 1,at 64,choosing s,rate"
+        "asked,units chosen by,accuracy %,right after,MACs removed %,parameters,faster at batch 1,at 64,choosing s,rate"
     )
-    text = [head, f"| {columns.replace(',', ' | ')} |", "| --- " * 9 + "|"]
-    for ratio in RATIOS:
+    text = [head, f"| {columns.replace(',', ' | ')} |", "| --- " * 10 + "|"]
+    for ratio in options.ratios:
         for method in dict.fromkeys(line["method"] for line in lines):
             rows = [line for line in lines if (line["method"], line["ratio"]) == (method, ratio)]
             if rows:
                 column = {key: [row[key] for row in rows] for key in rows[0]}
                 text.append(
                     f"| {ratio}x | {method} | {spread(column['accuracy'])} | {spread(column['right_after'])} | "
+                    f"{100 * statistics.mean(column['macs_removed']):.0f} | "
                     f"{100 * statistics.mean(column['parameters_removed']):.0f} | "
                     f"{statistics.median(column['faster_at_1']):.2f}x | "
                     f"{statistics.median(column['faster_at_64']):.2f}x | "
@@ -396,6 +398,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with train/<class>/ and test/<class>/, or val/<class>/")
     parser.add_argument("--download-to", type=Path, default=Path("data"))
     parser.add_argument("--methods", nargs="+", default=METHODS, help="of UnitPruning's choose_by, and of the peers")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="how many times fewer MACs, or faster")
     parser.add_argument("--train-per-class", type=int, default=160)
     parser.add_argument("--tune-per-class", type=int, default=50, help="images that choose the learning rate")
     parser.add_argument("--test-per-class", type=int, default=150)
@@ -403,6 +406,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="of fine-tuning")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS, help="of sparse training, to try")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path("pruning-cache"), help="where results are kept")
     parser.add_argument("--out", type=Path, default=Path("pruning.csv"))
@@ -427,7 +431,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    apart = ("seeds", "cache", "out", "threads", "methods", "rates")
+    apart = ("seeds", "cache", "out", "threads", "methods", "rates", "strengths", "ratios")
     settings = {key: str(value) for key, value in vars(options).items() if key not in apart}
     options.cache.mkdir(parents=True, exist_ok=True)
     results = Results(options.cache / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.jsonl")
@@ -436,7 +440,7 @@ def main() -> int:
         print("The smaller network's outputs differ from the masked network's; no figures.")
         return 1
     untouched, lines = accuracy(net, data["test"]), []
-    for cell in cells(options.methods, options.seeds):
+    for cell in cells(options.methods, options.ratios, options.seeds):
         cell |= best_settings(cell["method"], data, results, options)
         lines.append(results.of(cell, partial(outcome, cell, data, options, "test")))
     with options.out.open("w", newline="") as file:
