@@ -32,6 +32,7 @@ import common
 import numpy as np
 import torch
 from imagenet_networks import PER_CLASS, Case, Images, halves, images, network, places, rescaled, shuffled
+from imagenet_results import KEYS, Table
 from reliability import repeated
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -236,14 +237,15 @@ def removals(case: Case, data: TensorDataset, train: TensorDataset, options: arg
     here = session(case.net, data, layers=[case.layer])
     sample = _sample(here, data)
     engine = AblationEngine(here.runner, here.layers[0], lambda: iter(sample))
-    numbers = torch.tensor([round(units * share) for share in (0.0, 0.3, 0.5, 0.7)])
+    shares = (0, 30, 50, 70)
+    numbers = torch.tensor([round(units * share / 100) for share in shares])
     sums = engine.measure([AblationRequest(order) for order in orders.values()], [numbers] * len(orders))
     for (name, _), of_order in zip(orders.items(), sums, strict=True):
         loss, accuracy = (of_order[:, :2] / of_order[:, 3:]).unbind(1)
         yield {"order": name} | {
-            f"{what}_without_{round(100 * int(number) / units)}": float(value)
+            f"{what}_without_{share}": float(value)
             for what, values in (("accuracy", accuracy), ("loss", loss))
-            for number, value in zip(numbers, values, strict=True)
+            for share, value in zip(shares, values, strict=True)
         }
 
 
@@ -268,18 +270,8 @@ def costs(case: Case, data: Images) -> Iterator[dict]:
         }
 
 
-KEYS = {
-    "cost": ("settings",),
-    "entropy": ("layer", "side"),
-    "rescaling": ("factors", "criterion"),
-    "ablation": ("off", "order"),
-    "roles": ("definition",),
-    "removal": ("order",),
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the parts that are asked for, draw by draw, and print means and spreads over the draws."""
+    """Measure the parts that are asked for, draw by draw; print and draw all that stands in the files afterwards."""
 
     def own(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0"], help="or names of torchvision")
@@ -295,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv, __doc__, cost="20 minutes a network on one core.", full={}, options=own, ablation_points=8
     )
     data = images(options.data)
-    tables: dict[str, list[dict]] = {}
+    tables = {part: Table(part, options.out) for part in options.parts}
     for name in options.networks:
         case = network(name, options.weights)
         for split, of in data.items():
@@ -312,46 +304,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "roles": lambda: roles(case, data, options, draw),  # noqa: B023
                     "removal": lambda: removals(case, half, halves(data["train"], draw)[0], options),  # noqa: B023
                 }[part]()
-                tables.setdefault(part, []).extend({"network": name, "draw": draw} | row for row in rows)
-                if tables[part]:
-                    common.write_csv(options.out / f"imagenet_{part}.csv", tables[part])
-    for part, rows in tables.items():
-        if rows:
-            report(part, rows)
-    if "ablation" in tables:
-        plot(tables["ablation"], options.out / "imagenet_ablation.png")
-
-
-def report(part: str, rows: Sequence[dict]) -> None:
-    """Means and spreads over the draws, random orders as one."""
-    for row in rows:
-        if str(row.get("order", "")).startswith("random"):
-            row["order"] = "random"
-    keys = ("network", *KEYS[part])
-    values = [key for key in rows[0] if key not in (*keys, "draw", "layer")]
-    table = []
-    for place in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        some = [row for row in rows if tuple(row[key] for key in keys) == place]
-        table.append([*place, *(common.spread([row[value] for row in some], ".3f") for value in values)])
-    common.print_table([*keys, *values], table)
-
-
-def plot(rows: Sequence[dict], path: Path) -> None:
-    """Area under the curve of accuracy by order, a dot for each draw, with random orders beside them."""
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    orders = list(dict.fromkeys(row["order"] for row in rows))
-    drawn, axes = common.figure(len(names), width=4.6, height=3.0)
-    for axis, name in zip(axes, names, strict=True):
-        for off, color in (("zero", "#0072B2"), ("mean", "#D55E00")):
-            some = [row for row in rows if (row["network"], row["off"]) == (name, off)]
-            heights = [orders.index(row["order"]) + (0.15 if off == "mean" else -0.15) for row in some]
-            axis.plot([row["area"] for row in some], heights, "o", color=color, alpha=0.6, label=f"off: {off}")
-        axis.set_yticks(range(len(orders)), orders, fontsize=7)
-        axis.invert_yaxis()
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("area under the class's own accuracy")
-    axes[0].legend(fontsize=7, frameon=False)
-    common.save_plot(drawn, path)
+                tables[part].add([{"network": name, "draw": draw} | row for row in rows])
+    for table in tables.values():
+        table.report()
 
 
 if __name__ == "__main__":

@@ -178,5 +178,9 @@ def test_the_vgg16_that_is_trained_here_is_found_again_and_goes_on_where_it_was(
         cost = list(csv.DictReader(file))
     assert [row["settings"] for row in cost] == ["defaults", "ten classes"]
     assert all(int(row["images_a_side"]) > 50 and float(row["seconds"]) > 0 for row in cost)
-    with (tmp_path / "imagenet_removal.csv").open(encoding="utf-8") as file:
-        assert {row["draw"] for row in csv.DictReader(file)} == {"1"}
+    script("imagenet").main([*asked, "--draws", "0", "1", "--parts", "removal", "--random-orders=2"])
+    rows = script("imagenet_results").read(tmp_path / "imagenet_removal.csv")
+    assert [(row["draw"], row["order"]) for row in rows if "random" in row["order"]] == [
+        (draw, f"random {place}") for draw in (0, 1) for place in (0, 1)
+    ]
+    assert (tmp_path / "imagenet_removal.png").exists()
