@@ -55,7 +55,7 @@ PEERS = {
     GROUP_NORM: torch_pruning.importance.GroupMagnitudeImportance,
     FPGM: torch_pruning.importance.FPGMImportance,
 }
-REGULARISED, LATENCY = "UnitPruning(schedule='regularised')", "UnitPruning(of='latency')"
+REGULARISED, LATENCY = "UnitPruning(schedule='regularised')", "UnitPruning(of='latency', latency_batch=64)"
 SPARSE = "Torch-Pruning sparse training"
 METHODS = (DEFAULT, GROUP_NORM, SPARSE, "filter_norm", RANDOM)
 RATIOS = (2.1, 2.5)
@@ -255,7 +255,9 @@ def outcome(cell: dict, data: Data, options: argparse.Namespace, tested_on: str)
         net = prune_by_peer(net.cpu(), PEERS.get(cell["method"], PEERS[GROUP_NORM]), cell["ratio"], example)
         choosing = time.perf_counter() - started
     else:
-        named = {DEFAULT: {}, LATENCY: {"of": "latency"}}.get(cell["method"], {"choose_by": cell["method"]})
+        named = {DEFAULT: {}, LATENCY: {"of": "latency", "latency_batch": 64}}.get(
+            cell["method"], {"choose_by": cell["method"]}
+        )
         if cell["method"] == REGULARISED:  # the same halves
             epoch, batches = 2, options.steps // 4
             named = {"schedule": "regularised", "end_epoch": epoch}

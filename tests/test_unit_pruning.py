@@ -401,6 +401,7 @@ def test_the_trainers_monitor_goes_on_and_keeps_the_places_of_units(tmp_path: Pa
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0.1; expected a number of at least 0"),
         ({"min_units": 0}, "min_units=0; expected an integer of at least 1"),
         ({"round_to": 1.5}, "round_to=1.5; expected an integer"),
+        ({"latency_batch": 0}, "latency_batch=0; expected an integer of at least 1, or None"),
         ({"schedule": "sometimes"}, "schedule='sometimes'; expected one of once, linear, cubic, regularised"),
         ({"schedule": "cubic"}, "schedule='cubic' needs end_epoch"),
         ({"schedule": "cubic", "start_epoch": 3, "end_epoch": 2}, "end_epoch=2; expected an integer of at least"),

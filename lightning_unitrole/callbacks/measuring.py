@@ -41,6 +41,7 @@ class Measuring(pl.Callback):
     choose_by: str | Criterion
     criterion: str | Criterion | None
     limits: Limits
+    latency_batch: int | None
     mode: str
     remove_at_end: bool
     layers: str | Sequence[str]
@@ -107,7 +108,7 @@ class Measuring(pl.Callback):
         return self._state
 
     def _network_state(self, session: AnalysisSession, probe: Probe) -> NetworkState:
-        state = NetworkState(session, probe, loose=not self._changes_shapes)
+        state = NetworkState(session, probe, loose=not self._changes_shapes, timed_images=self.latency_batch)
         state.graph = state.graph.without(self._blocked)
         return state
 

@@ -59,7 +59,7 @@ class UnitPruning(Foresight):
 
     Logged at the start, whenever units are pruned, and at the end, to every logger: ``unitrole/pruning/parameters``,
     ``unitrole/pruning/macs`` (of one image), ``unitrole/pruning/units``, ``unitrole/pruning/latency_ms`` (a forward
-    pass of up to 32 images, milliseconds), ``unitrole/pruning/accuracy`` and, whenever units are pruned,
+    pass of ``latency_batch`` images, milliseconds), ``unitrole/pruning/accuracy`` and, whenever units are pruned,
     ``unitrole/pruning/accuracy_before`` (both 0 to 1). TensorBoard also gets the figure ``unitrole/pruning/widths`` and
     the text ``unitrole/pruning/report``.
 
@@ -94,6 +94,9 @@ class UnitPruning(Foresight):
         min_units: units that each layer keeps, at least; an attention keeps at least one head.
         round_to: keep a multiple of so many units in each layer that is pruned; 8 or 16 suits tensor cores. Of heads
             any number may stay: each has many channels.
+        latency_batch: number of images of the forward pass whose time is measured; as many as the network will be given
+            at once where it is used, since a network gets less faster for one image than for many. None for up to 32,
+            as many as a processor core computes in some hundredths of a second.
         remove_at_end: with ``mode="mask"``, remove the masked units when training ends.
         monitor: the monitor whose data and settings to use, if it is not among the trainer's callbacks.
 
@@ -130,6 +133,7 @@ class UnitPruning(Foresight):
         skip_layers: Sequence[str] = (),
         min_units: int = 1,
         round_to: int = 1,
+        latency_batch: int | None = None,
         remove_at_end: bool = False,
         monitor: UnitRoleMonitor | None = None,
     ) -> None:
@@ -152,6 +156,8 @@ class UnitPruning(Foresight):
         for name, value in (("min_units", min_units), ("round_to", round_to)):
             if not isinstance(value, int) or value < 1:
                 raise SettingError(f"{name}={value!r}; expected an integer of at least 1.")
+        if latency_batch is not None and (not isinstance(latency_batch, int) or latency_batch < 1):
+            raise SettingError(f"latency_batch={latency_batch!r}; expected an integer of at least 1, or None.")
         if criterion is not None:
             resolve_criterion(criterion)
         self._limited_by_default = amount is None and max_accuracy_drop is None
@@ -159,7 +165,7 @@ class UnitPruning(Foresight):
             max_accuracy_drop = 0.01
         self.choose_by, self.criterion = choose_by, criterion
         self.amount, self.of = amount, of
-        self.limits = Limits(min_units, round_to, max_accuracy_drop)
+        self.limits, self.latency_batch = Limits(min_units, round_to, max_accuracy_drop), latency_batch
         self.mode, self.remove_at_end = mode, remove_at_end
         self.schedule = Schedule(schedule, start_epoch, end_epoch, every_n_epochs)
         self.layers = layers

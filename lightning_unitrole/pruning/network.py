@@ -38,6 +38,7 @@ class NetworkState:
         session: the analysis of the network's layers.
         probe: validation images to judge it by.
         loose: see :func:`~lightning_unitrole.pruning.coupling.channel_graph`.
+        timed_images: how many images to measure the latency with; None for up to 32, as many as take an instant.
 
     Raises:
         DataError: if there is no image.
@@ -50,8 +51,10 @@ class NetworkState:
         graph: the network's channel groups.
     """
 
-    def __init__(self, session: AnalysisSession, probe: Probe, *, loose: bool = False) -> None:
-        self.session = session
+    def __init__(
+        self, session: AnalysisSession, probe: Probe, *, loose: bool = False, timed_images: int | None = None
+    ) -> None:
+        self.session, self._asked_images = session, timed_images
         self.sample = session.sample(probe)
         if not bool(self.sample.images.any()):
             raise DataError("The validation data are empty: there is no image to choose units by.")
@@ -96,7 +99,7 @@ class NetworkState:
 
         Args:
             masked: what is held at zero.
-            images: how many images to measure the latency with; None for as many as take about a second on a CPU core.
+            images: how many images to measure the latency with; None for ``timed_images``.
         """
         images = self._timed_images if images is None else images
         parameters, macs, widths = self.counts(masked)
@@ -119,7 +122,9 @@ class NetworkState:
 
     @property
     def _timed_images(self) -> int:
-        return max(self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1)))
+        return self._asked_images or max(
+            self.batch, min(_LATENCY_IMAGES, _LATENCY_MACS // max(self.amounts["macs"], 1))
+        )
 
     def accuracy(self) -> float:
         """Share of the validation images that the network gets right, 0 to 1."""

@@ -89,7 +89,10 @@ def test_a_time_that_cannot_be_reached_is_refused_with_the_one_that_can(network:
     assert macs - saving(network.graph, most, "macs") == pytest.approx(fastest, rel=1e-2)
 
 
-def test_a_network_gets_as_fast_as_was_asked_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("latency_batch", [None, 48])
+def test_a_network_gets_as_fast_as_was_asked_while_it_trains(
+    latency_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         network_state,
         "measure_latency",
@@ -99,10 +102,11 @@ def test_a_network_gets_as_fast_as_was_asked_while_it_trains(monkeypatch: pytest
     model = Digits()
     model.net = trained_net()
     watching = UnitRoleMonitor(images_per_class=5, backend="torch", every_n_epochs=99)
-    pruning = UnitPruning(amount=0.3, of="latency", start_epoch=0, monitor=watching)
+    pruning = UnitPruning(amount=0.3, of="latency", start_epoch=0, monitor=watching, latency_batch=latency_batch)
     make_trainer(pruning, max_epochs=1).fit(model, *loaders())
     report = pruning.report
     assert report is not None
+    assert (report.before.batch, report.after.batch) == (latency_batch or 32,) * 2
     assert len(report.steps) == 1
     assert 0.6 * report.before.latency < report.after.latency <= 0.7 * report.before.latency
 
