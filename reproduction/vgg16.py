@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = common.parse(
         argv,
         __doc__,
-        cost="45 minutes on one core that has bfloat16.",
+        cost="an hour on one core that has bfloat16.",
         full={"sizes": [32] * 60},
         options=own,
         train_per_class=10**6,

@@ -195,11 +195,13 @@ class Pruner(Measuring):
         )
 
     def _latency_search(self, network: NetworkState, amount: float) -> LatencySearch:
-        before = None if self.report is None else self.report.before
-        batch = None if before is None else before.batch
-        latency = network.latency() if before is None else before.latency
-        measure = partial(network.latency, batch)
-        return LatencySearch(network, (1 - amount) * latency, self.limits, self._originals(network), measure)
+        if self.report is None:
+            before = now = network.latency()
+            measure = network.latency
+        else:
+            before, now = self.report.before.latency, self.report.after.latency
+            measure = partial(network.latency, self.report.before.batch)
+        return LatencySearch(network, (1 - amount) * before, self.limits, self._originals(network), now, measure)
 
     def _size(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, counted: tuple[int, int, dict[str, int]]

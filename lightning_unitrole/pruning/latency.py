@@ -24,13 +24,15 @@ class LatencySearch:
         target: milliseconds; a wish where the limits have a largest drop.
         limits: what to respect.
         original: the network in the beginning, see :func:`~lightning_unitrole.pruning.selection.choose`.
-        measure: milliseconds of a forward pass of the network as it is.
+        now: milliseconds of a forward pass of the network as it is, when the target was set.
+        measure: milliseconds that it takes at this moment.
     """
 
     network: NetworkState
     target: float
     limits: Limits
     original: Mapping[str, int]
+    now: float
     measure: Callable[[], float]
 
     def check(self, candidates: Sequence[Candidate]) -> dict[str, list[int]]:
@@ -85,8 +87,10 @@ class LatencySearch:
         )
 
     def _latency_without(self, choice: Choice) -> float:
+        """Milliseconds without these items, if the machine were as busy with other work as when the target was set."""
+        whole = self.measure()
         change = remove(self.network.session.runner.model, plan_removal(self.network.graph, choice))
         try:
-            return self.measure()
+            return self.now * self.measure() / whole
         finally:
             change.undo()

@@ -54,8 +54,14 @@ def operations(network: NetworkState) -> Callable[[], float]:
     return lambda: float(count_macs(model, model, inputs, batch=network.batch))
 
 
-def search(network: NetworkState, target: float, limits: Limits | None = None) -> LatencySearch:
-    return LatencySearch(network, target, limits or Limits(), original(network), operations(network))
+def search(
+    network: NetworkState,
+    target: float,
+    limits: Limits | None = None,
+    measure: Callable[[], float] | None = None,
+) -> LatencySearch:
+    macs = network.amounts["macs"]
+    return LatencySearch(network, target, limits or Limits(), original(network), macs, measure or operations(network))
 
 
 def test_no_more_units_go_than_the_target_takes(network: NetworkState) -> None:
@@ -76,6 +82,13 @@ def test_no_more_units_go_than_the_target_takes(network: NetworkState) -> None:
     )
     least = macs - saving(network.graph, by_operations, "macs")
     assert least - left <= 0.01 * macs
+
+
+def test_other_work_that_comes_while_it_searches_changes_nothing(network: NetworkState) -> None:
+    macs, quiet, busy = network.amounts["macs"], operations(network), iter(range(10, 10_000))
+    found = search(network, 0.6 * macs).choose(candidates(network))
+    slower = search(network, 0.6 * macs, measure=lambda: quiet() * (next(busy) // 2)).choose(candidates(network))
+    assert slower == found
 
 
 def test_a_time_that_cannot_be_reached_is_refused_with_the_one_that_can(network: NetworkState) -> None:
