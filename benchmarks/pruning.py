@@ -129,7 +129,7 @@ class SparseTraining(pl.Callback):
             PEERS[GROUP_NORM](),
             reg=self.strength,
             global_pruning=True,
-            ignored_layers=[head(pl_module.net)],
+            ignored_layers=[last_linear(pl_module.net)],
         )
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,7 +200,7 @@ def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> 
     for _ in range(12):
         share, pruned = (low + high) / 2, copy.deepcopy(net)
         torch_pruning.pruner.BasePruner(
-            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=[head(pruned)]
+            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=[last_linear(pruned)]
         ).step()
         if macs_of(pruned, example) <= target:
             high, best = share, pruned
@@ -209,7 +209,7 @@ def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> 
     return best
 
 
-def head(net: nn.Module) -> nn.Linear:
+def last_linear(net: nn.Module) -> nn.Linear:
     """The layer of the logits."""
     return [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
 
