@@ -200,7 +200,12 @@ def prune_by_peer(net: nn.Module, importance, ratio: float, example: Tensor) -> 
     for _ in range(12):
         share, pruned = (low + high) / 2, copy.deepcopy(net)
         torch_pruning.pruner.BasePruner(
-            pruned, example, importance(), global_pruning=True, pruning_ratio=share, ignored_layers=[last_linear(pruned)]
+            pruned,
+            example,
+            importance(),
+            global_pruning=True,
+            pruning_ratio=share,
+            ignored_layers=[last_linear(pruned)],
         ).step()
         if macs_of(pruned, example) <= target:
             high, best = share, pruned
