@@ -501,6 +501,8 @@ def test_a_module_that_cannot_be_called_is_told_whose_argument_it_needs() -> Non
 
     with pytest.raises(DataError, match=r"Pass forward_fn=.*arguments of UnitRoleMonitor: UnitPruning\(monitor="):
         fit(Mute(), UnitPruning(amount=0.4))
+    with pytest.raises(DataError, match=r"Pass forward_fn=.*arguments of UnitRoleMonitor: UnitPruning\(monitor="):
+        UnitPruning().preview(Mute(), data=loaders()[1])
     asked = monitor(forward_fn=lambda module, images: module.net(images), batch_fn=lambda batch: (batch[0], batch[1]))
     fit(model := Mute(), UnitPruning(amount=0.4, monitor=asked))
     assert num_parameters(model) < num_parameters(Digits())

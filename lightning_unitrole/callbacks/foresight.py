@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_unitrole.analysis.session import AnalysisSession
+from lightning_unitrole.callbacks.measuring import monitors_arguments
 from lightning_unitrole.callbacks.pruner import Pruner
 from lightning_unitrole.data.loaders import DataSource, as_batches, first_batch
 from lightning_unitrole.errors import SettingError
@@ -115,6 +116,8 @@ class Foresight(Pruner):
         source = self._source([])
         forward = None if source.forward_fn is None else partial(source.forward_fn, model)
         runner = Runner(model, forward=forward)
+        runner.forward_argument = "forward_fn="
         batch = runner.transfer(first_batch(as_batches(data, name="validation"), name="validation"))
-        session = AnalysisSession(runner, self._options(source), batch)
+        with monitors_arguments():
+            session = AnalysisSession(runner, self._options(source), batch)
         return self._network_state(session, session.probe(data, name="validation", held_out=True))

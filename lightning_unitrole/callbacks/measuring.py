@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -33,6 +34,19 @@ from lightning_unitrole.reports.report import UnitReport
 
 _ABLATION_POINTS = 16
 _EVIDENCE_CRITERIA = [name for name in CRITERIA if name not in ("random", "contribution")]
+
+
+@contextmanager
+def monitors_arguments() -> Iterator[None]:
+    """Say of errors that ask for functions, such as ``forward_fn=``, whose arguments these are."""
+    try:
+        yield
+    except (DataError, TraceError) as error:
+        if "_fn=" not in str(error):
+            raise
+        raise type(error)(
+            f"{error} These are arguments of UnitRoleMonitor: UnitPruning(monitor=UnitRoleMonitor(...))."
+        ) from error
 
 
 class Measuring(pl.Callback):
@@ -96,14 +110,8 @@ class Measuring(pl.Callback):
     def _network(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> NetworkState:
         if self._state is None:
             analysis = self._trainer_analysis(trainer)
-            try:
+            with monitors_arguments():
                 session, probe = analysis.session(trainer, pl_module), analysis.val_probe(trainer, pl_module)
-            except (DataError, TraceError) as error:
-                if "_fn=" not in str(error):
-                    raise
-                raise type(error)(
-                    f"{error} These are arguments of UnitRoleMonitor: UnitPruning(monitor=UnitRoleMonitor(...))."
-                ) from error
             self._state = self._network_state(session, probe)
         return self._state
 

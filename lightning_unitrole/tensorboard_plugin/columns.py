@@ -8,12 +8,7 @@ import numpy as np
 
 from lightning_unitrole.reports.effects import HELPS, HURTS, UNTESTED
 from lightning_unitrole.reports.layer import SPLITS, LayerReport, SplitReport
-from lightning_unitrole.reports.vocabulary import (
-    BOTH,
-    NO_ROLE,
-    REMOVED,
-    ROLES,
-)
+from lightning_unitrole.reports.vocabulary import BOTH, NO_ROLE, REMOVED, ROLES
 from lightning_unitrole.tensorboard_plugin.packing import Array
 from lightning_unitrole.tensorboard_plugin.schema import NO_CLASS, STRONGEST
 

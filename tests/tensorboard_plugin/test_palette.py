@@ -7,13 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lightning_unitrole.reports.vocabulary import (
-    BACKGROUND,
-    REMOVED,
-    ROLE_OF,
-    ROLES,
-    UNDECIDED,
-)
+from lightning_unitrole.reports.vocabulary import BACKGROUND, REMOVED, ROLE_OF, ROLES, UNDECIDED
 
 # Machado, Oliveira & Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009),
 # severity 1, on linear RGB.
